@@ -1,0 +1,5 @@
+"""The one exception whose message is meant for the person who typed the command."""
+
+
+class UserError(ValueError):
+    """Something given by the user cannot be used; the message is one sentence: what is wrong, where, and the mend."""

@@ -1,0 +1,100 @@
+"""Short-time Fourier transform in float32: framing without a gather, then an FFT or a matrix product."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def hann(length: int) -> np.ndarray:
+    """Periodic Hann window, float32 [length]: 0.5 - 0.5 cos(2 pi n / length)."""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
+
+
+def stft(
+    audio: Float[Array, "*batch time"],
+    n_fft: int,
+    hop_length: int,
+    window: np.ndarray,
+    *,
+    center: bool = True,
+    impl: str = "auto",
+) -> tuple[Float[Array, "*batch frame bin"], Float[Array, "*batch frame bin"]]:
+    """Real and imaginary part of the one-sided, unnormalised transform, both float32; bin = n_fft // 2 + 1.
+
+    The values are those of torch.stft. window [win_length <= n_fft] is zero-padded on both sides to n_fft.
+    center: frame i is centred on sample i * hop_length, the ends reflected, so frame = 1 + time // hop_length
+    for even n_fft. Otherwise frames start at i * hop_length and an incomplete last one is dropped.
+    impl: "fft", "matmul" (float32 at HIGHEST precision) or "auto", by the platform at trace time.
+    Raises ValueError for a window longer than n_fft, an unknown impl, and audio too short to reflect or cut.
+    """
+    if impl == "auto":
+        impl = choose_impl(jax.default_backend())
+    if impl not in ("fft", "matmul"):
+        raise ValueError(f'impl is "{impl}": choose "auto", "fft" or "matmul"')
+    padded_window = center_window(window, n_fft)
+    audio = audio.astype(jnp.float32)
+    if center:
+        audio = reflect_pad(audio, n_fft // 2)
+    frames = frame(audio, n_fft, hop_length)
+    if impl == "fft":
+        spectrum = jnp.fft.rfft(frames * padded_window)
+        return spectrum.real, spectrum.imag
+    cosine, sine = _dft(padded_window.tobytes())
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return product(frames, cosine), product(frames, sine)
+
+
+def choose_impl(platform: str) -> str:
+    """The product on TPU, where an FFT moves seven times the bytes; on CPU the FFT is faster at any size."""
+    return "matmul" if platform == "tpu" else "fft"
+
+
+def frame(
+    audio: Float[Array, "*batch time"], frame_length: int, hop_length: int
+) -> Float[Array, "*batch frame frame_length"]:
+    """Overlapping frames; samples that do not fill a last frame are dropped. ValueError where none is filled.
+
+    Frames are rows of `hop_length` samples laid side by side, shifted by one row each: copies, no gather.
+    """
+    time = audio.shape[-1]
+    if time < frame_length:
+        raise ValueError(f"{time} samples do not fill a frame of {frame_length}: pad the audio or use a shorter frame")
+    count = 1 + (time - frame_length) // hop_length
+    shifts = -(-frame_length // hop_length)
+    used = (count - 1 + shifts) * hop_length
+    # Where the hop does not divide the frame, the last row reaches past the frame and perhaps past the audio.
+    audio = jnp.pad(audio, [(0, 0)] * (audio.ndim - 1) + [(0, max(0, used - time))])[..., :used]
+    rows = audio.reshape(*audio.shape[:-1], count - 1 + shifts, hop_length)
+    shifted = [rows[..., k : k + count, :] for k in range(shifts)]
+    return jnp.concatenate(shifted, axis=-1)[..., :frame_length]
+
+
+def reflect_pad(audio: Float[Array, "*batch time"], width: int) -> Float[Array, "*batch padded"]:
+    """`width` samples mirrored at either end, the end sample not repeated. ValueError unless time > width."""
+    if audio.shape[-1] <= width:
+        raise ValueError(
+            f"{audio.shape[-1]} samples cannot be reflected by {width}: use audio longer than half the largest n_fft"
+        )
+    before, after = audio[..., 1 : width + 1], audio[..., audio.shape[-1] - 1 - width : -1]
+    return jnp.concatenate([jnp.flip(before, -1), audio, jnp.flip(after, -1)], axis=-1)
+
+
+def center_window(window: np.ndarray, n_fft: int) -> np.ndarray:
+    """Float32 [n_fft]: the window with zeros on both sides. ValueError if it is longer than n_fft."""
+    if len(window) > n_fft:
+        raise ValueError(f"a window of {len(window)} samples is longer than n_fft {n_fft}: make n_fft at least as long")
+    left = (n_fft - len(window)) // 2
+    return np.pad(np.asarray(window, np.float32), (left, n_fft - len(window) - left))
+
+
+@functools.lru_cache(maxsize=32)
+def _dft(window_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Windowed cosine and negative sine matrices [n_fft, bin], from float64."""
+    window = np.frombuffer(window_bytes, np.float32).astype(np.float64)[:, None]
+    n_fft = len(window)
+    # The phase is reduced in integers: exact however large n * k.
+    angle = 2 * np.pi / n_fft * (np.arange(n_fft)[:, None] * np.arange(n_fft // 2 + 1) % n_fft)
+    return (window * np.cos(angle)).astype(np.float32), (-window * np.sin(angle)).astype(np.float32)

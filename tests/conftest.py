@@ -1,0 +1,55 @@
+"""Eight simulated CPU devices, runtime shape checks and a compilation cache, all set before JAX starts."""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("CODEC_JAX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "codec_jax_test_cache")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+install_import_hook("codec_jax", "beartype.beartype").__enter__()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
+SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden("taae/A/tensors.safetensors") -> dict of arrays; golden.path("taae/A") -> its directory."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        return load_file(path(name))
+
+    def path(name: str) -> pathlib.Path:
+        if not GOLDEN.is_dir():
+            pytest.skip(f"no golden vectors at {GOLDEN} (set CODEC_JAX_GOLDEN)")
+        return GOLDEN / name
+
+    load.path = path
+    return load
+
+
+@pytest.fixture(scope="session")
+def speech():
+    """Paths of recorded voices, 16 kHz mono FLAC."""
+    if not SPEECH.is_dir():
+        pytest.skip(f"no recorded speech at {SPEECH} (set CODEC_JAX_SPEECH)")
+    return sorted(SPEECH.glob("*.flac"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
