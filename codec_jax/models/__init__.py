@@ -1,0 +1,5 @@
+"""The codecs. `FAMILIES` is the one table of them; `protocol.py` says what each owes."""
+
+from codec_jax.models import taae
+
+FAMILIES = {"taae": taae}

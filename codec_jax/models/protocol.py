@@ -1,0 +1,64 @@
+"""What a codec family owes the rest of the house. `models/__init__.py` holds the table of families."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+PyTree = Any
+Variables = Mapping[str, PyTree]
+"""`{"params": ...}`, and for families with running statistics also `{"batch_stats": ...}`."""
+
+
+class Rate(NamedTuple):
+    """How latents become tokens: hashable, so that it can be static under jit.
+
+    name: `"train"` for the bottleneck the codec was trained with, the name of a preset, or `"custom"`.
+    stages: FSQ stages `((levels, scale), ...)`, or `(num_streams,)` for ESC.
+    """
+
+    name: str
+    stages: tuple
+
+
+class Geometry(NamedTuple):
+    """Fixed facts about time.
+
+    hop_length: samples per code frame. receptive_field: code frames to the left and right of a frame that can change
+    its codes (or, decoding, its audio); None where chunked coding differs from whole-file coding by nature.
+    """
+
+    sample_rate: int
+    channels: int
+    hop_length: int
+    receptive_field: tuple[int, int] | None
+
+
+class Forward(NamedTuple):
+    """What one training forward pass gives. `target` is the audio to compare `audio` with, aligned with it."""
+
+    audio: Float[Array, "batch time channel"]
+    target: Float[Array, "batch time channel"]
+    codes: Int[Array, "batch codebook frame"]
+    latents: Float[Array, "batch frame latent"]
+    losses: dict[str, Array]
+    variables: Variables
+
+
+class Family(Protocol):
+    """Module-level functions of `models/<family>.py`.
+
+    `cfg` is an instance of `Config`: frozen, hashable, with `validate()`. `frames` counts the valid code frames of
+    every item; what lies behind them is padding and changes nothing (None: all frames are valid).
+    """
+
+    Config: type
+
+    def geometry(self, cfg: Any) -> Geometry: ...
+    def padded_length(self, cfg: Any, samples: int) -> int: ...
+    def rate(self, cfg: Any, bottleneck: Any, num_streams: int | None) -> Rate: ...
+    def codebook_sizes(self, cfg: Any, rate: Rate) -> tuple[int, ...]: ...
+    def init(self, cfg: Any, key: PRNGKeyArray) -> Variables: ...
+    def forward(self, cfg: Any, variables: Variables, audio: Array, key: PRNGKeyArray, *, train: bool) -> Forward: ...
+    def encode(self, cfg: Any, variables: Variables, audio: Array, frames: Array | None, rate: Rate) -> Array: ...
+    def decode(self, cfg: Any, variables: Variables, codes: Array, frames: Array | None, rate: Rate) -> Array: ...
