@@ -1,0 +1,100 @@
+"""Checkpoints of a run, the only importer of Orbax (its v1 API).
+
+A checkpoint is the training state and, as metadata, JSON: the data iterator's position, the resolved config, and
+whatever else names what was saved. Restoring always goes through our own abstract tree and shardings.
+"""
+
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from codec_jax.errors import UserError
+from codec_jax.storage import is_remote
+
+PyTree = Any
+_STATE = "state"
+_policies = ocp.training
+
+
+class Checkpoints:
+    """The directory `checkpoints/` of a run: saves in the background, keeps the last `keep`."""
+
+    def __init__(self, directory: epath.PathLike, keep: int):
+        self._checkpointer = ocp.training.Checkpointer(
+            _absolute(directory),
+            # The loop decides when to save; Orbax's own default would save whenever it is idle, and keep everything.
+            save_decision_policy=_policies.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=_policies.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+        self._pending: Any = None
+
+    @property
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: PyTree, metadata: dict[str, Any]) -> None:
+        """Starts a save; waits for the one before, so that its failure surfaces here and not at the end."""
+        self.wait()
+        if step != self.latest_step:
+            self._pending = self._checkpointer.save_checkpointables_async(
+                step, {_STATE: state}, custom_metadata=metadata, force=True
+            )
+
+    def wait(self) -> None:
+        """Blocks until the save under way is complete; raises what it raised."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def restore(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """State (arrays with the shardings of `abstract_state`) and metadata of a step."""
+        metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        loaded = self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})
+        return loaded[_STATE], dict(metadata or {})
+
+    def close(self) -> None:
+        """Waits and lets go of the directory."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def restore_subtree(directory: epath.PathLike, path: tuple[str, ...]) -> PyTree | None:
+    """One subtree of the newest checkpoint on the default device; None where the state has no such subtree.
+
+    Raises UserError where the directory holds no complete checkpoint.
+    """
+    with ocp.training.Checkpointer(_absolute(directory)) as checkpointer:
+        if checkpointer.latest is None:
+            raise UserError(f"{directory} holds no complete checkpoint yet.")
+        tree = checkpointer.checkpointables_metadata(checkpointer.latest.step).metadata[_STATE]
+        wanted: PyTree = tree
+        for key in path:
+            if not isinstance(wanted, dict) or not wanted.get(key):
+                return None
+            wanted = wanted[key]
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), wanted)
+        loaded = checkpointer.load_checkpointables(checkpointer.latest.step, {_STATE: _only(tree, path, abstract)})
+    wanted = loaded[_STATE]
+    for key in path:
+        wanted = wanted[key]
+    return wanted
+
+
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    """Orbax writes under absolute paths alone; an object store's are, and `absolute` would spoil them."""
+    path = epath.Path(directory)
+    return path if is_remote(path) else path.absolute()
+
+
+def _only(tree: PyTree, path: tuple[str, ...], value: PyTree) -> PyTree:
+    """`tree` with placeholders everywhere but at `path`."""
+    if not path:
+        return value
+    rest = {key: jax.tree.map(lambda _: ocp.PLACEHOLDER, branch) for key, branch in tree.items()}
+    return {**rest, path[0]: _only(tree[path[0]], path[1:], value)}

@@ -1,0 +1,300 @@
+"""Experiment: everything a run is made of, as frozen dataclasses, and how files and flags become one."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from codec_jax import models
+from codec_jax.errors import UserError
+from codec_jax.losses.spectral import STFTLossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where audio comes from. Directories are searched recursively; None means the synthetic corpus.
+
+    valid: None with `train` given holds out `valid_fraction` of the training files (at least one).
+    batch_size: crops per step over all devices. loudness: LUFS of a crop, jittered by up to +-loudness_jitter.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    valid_fraction: float = 0.05
+    max_valid_clips: int = 32
+    batch_size: int = 128
+    crop_seconds: float = 5.12
+    loudness: float = -20.0
+    loudness_jitter: float = 5.0
+    phase_flip: float = 0.5
+    num_threads: int = 4
+    prefetch: int = 64
+
+
+_PAPER_STFT = STFTLossConfig(fft_sizes=(2048,), hop_sizes=(512,), win_lengths=(2048,))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the reconstruction terms; a zero leaves the term out.
+
+    l1, l2: on the waveform. stft: `mrstft` (spec TAAE section 6). mel: the seven-scale mel distance that validation
+    reports.
+    """
+
+    l1: float = 1.0
+    l2: float = 0.0
+    stft: float = 1.0
+    mel: float = 0.0
+    mrstft: STFTLossConfig = _PAPER_STFT
+
+    def validate(self) -> None:
+        """Raises UserError for negative weights, or for none at all."""
+        weights = {"l1": self.l1, "l2": self.l2, "stft": self.stft, "mel": self.mel}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
+        self.mrstft.validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a cosine to `final_fraction` of the peak; EMA after ema-pytorch (0: none)."""
+
+    learning_rate: float = 8e-4
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1e-3
+    warmup_steps: int = 1000
+    final_fraction: float = 0.1
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Length and rhythm of a run, in optimiser steps."""
+
+    steps: int = 500_000
+    seed: int = 0
+    log_every: int = 50
+    eval_every: int = 10_000
+    checkpoint_every: int = 5_000
+    keep_checkpoints: int = 3
+    max_samples: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 and takes what is left."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One run: the codec (family, model, bottleneck), its data, losses, optimiser, rhythm and mesh."""
+
+    family: str
+    model: Any
+    bottleneck: Any
+    data: DataConfig = DataConfig()
+    losses: LossConfig = LossConfig()
+    optim: OptimConfig = OptimConfig()
+    training: TrainingConfig = TrainingConfig()
+    mesh: MeshConfig = MeshConfig()
+
+    @property
+    def codec(self) -> Any:
+        """The family's own config: what the model functions take."""
+        return models.FAMILIES[self.family].Config(self.model, self.bottleneck)
+
+    def validate(self) -> None:
+        """Raises UserError where fields contradict each other, saying which to change."""
+        self.codec.validate()
+        data, training, optim = self.data, self.training, self.optim
+        positive = {
+            "data.batch_size": data.batch_size,
+            "data.max_valid_clips": data.max_valid_clips,
+            "training.steps": training.steps,
+            "training.log_every": training.log_every,
+            "training.eval_every": training.eval_every,
+            "training.checkpoint_every": training.checkpoint_every,
+            "training.keep_checkpoints": training.keep_checkpoints,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}.")
+        # An STFT reflects half its longest window at the ends of a crop.
+        least = max(self.losses.mrstft.fft_sizes) // 2 + 1 if self.losses.stft else 1
+        if self.crop_samples < least:
+            raise UserError(
+                f"data.crop_seconds={data.crop_seconds} gives {self.crop_samples} samples: give {least} or more."
+            )
+        if not 0 < data.valid_fraction < 1:
+            raise UserError(f"data.valid_fraction must lie between 0 and 1, not {data.valid_fraction}.")
+        if not 0 <= optim.ema_decay < 1:
+            raise UserError(f"optim.ema_decay must lie in [0, 1), not {optim.ema_decay}.")
+        if optim.learning_rate <= 0:
+            raise UserError(f"optim.learning_rate must be positive, not {optim.learning_rate}.")
+        if data.valid is not None and data.train is None:
+            raise UserError("data.valid is set but data.train is not: give both, or data.train alone.")
+        self.losses.validate()
+
+    @property
+    def crop_samples(self) -> int:
+        """Samples of a training crop: `data.crop_seconds` rounded to whole hops."""
+        geometry = models.FAMILIES[self.family].geometry(self.codec)
+        hops = round(self.data.crop_seconds * geometry.sample_rate / geometry.hop_length)
+        return hops * geometry.hop_length
+
+
+# ---- to and from plain data --------------------------------------------------------------------
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested dicts; tuples stay tuples (JSON turns them into lists, and `from_dict` back)."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(data: dict[str, Any]) -> Experiment:
+    """The inverse of `to_dict`. Raises UserError for unknown fields and wrong types, naming the field."""
+    family = data.get("family")
+    return _build(Experiment, data, "", _family_types(family))
+
+
+def codec_from_dict(data: dict[str, Any]) -> tuple[str, Any]:
+    """Family and codec config from a saved codec's or a run's config.json; other fields are left alone."""
+    types_ = _family_types(data.get("family"))
+    parts = {name: _build(cls, data.get(name, {}), f"{name}.", {}) for name, cls in types_.items()}
+    config = models.FAMILIES[data["family"]].Config(**parts)
+    config.validate()
+    return data["family"], config
+
+
+def _family_types(family: Any) -> dict[str, Any]:
+    if family not in models.FAMILIES:
+        raise UserError(f'family is one of {", ".join(models.FAMILIES)}, not "{family}".')
+    return {field.name: field.type for field in dataclasses.fields(models.FAMILIES[family].Config)}
+
+
+def _build(cls: Any, data: Any, prefix: str, known_types: dict[str, Any]) -> Any:
+    """A dataclass from a dict, every field checked against its annotation."""
+    if not isinstance(data, dict):
+        raise UserError(f"{prefix.rstrip('.') or 'the config'} must be a set of fields, not {data!r}.")
+    fields = {field.name: known_types.get(field.name, field.type) for field in dataclasses.fields(cls)}
+    for name in data:
+        if name not in fields:
+            raise UserError(f"{prefix}{name} is no config field; {prefix or 'the config '}has {', '.join(fields)}.")
+    return cls(**{name: _coerce(fields[name], value, prefix + name) for name, value in data.items()})
+
+
+def _coerce(annotation: Any, value: Any, name: str) -> Any:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        return _build(annotation, value, f"{name}.", {})
+    if origin is types.UnionType:
+        if value is None and type(None) in arguments:
+            return None
+        return _coerce(next(a for a in arguments if a is not type(None)), value, name)
+    if origin is tuple and isinstance(value, list | tuple):
+        if arguments[-1] is Ellipsis:
+            return tuple(_coerce(arguments[0], item, name) for item in value)
+        if len(arguments) == len(value):
+            return tuple(_coerce(a, item, name) for a, item in zip(arguments, value))
+    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+    elif isinstance(annotation, type) and type(value) is annotation:
+        return value
+    wanted = getattr(annotation, "__name__", annotation) if origin is None else annotation
+    raise UserError(f"{name} must be of type {wanted}, not {value!r}.")
+
+
+# ---- to and from files and flags ---------------------------------------------------------------
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
+    """`configs/taae.py:nano` and flags `--config.optim.learning_rate=3e-4` to a validated Experiment.
+
+    Raises UserError for a missing file or variant, an unknown field, a wrong type, or an impossible combination.
+    """
+    experiment = apply_overrides(_call_get_config(spec), overrides)
+    experiment.validate()
+    return experiment
+
+
+def _call_get_config(spec: str) -> Experiment:
+    file, _, variant = spec.partition(":")
+    path = pathlib.Path(file)
+    if not path.is_file():
+        raise UserError(f"no config file {file}: give --config=configs/taae.py:nano or the like.")
+    module_spec = importlib.util.spec_from_file_location(f"codec_jax_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{file} is no Python file.")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"{file} defines no get_config(variant), so it is no config.")
+    try:
+        return module.get_config(variant) if variant else module.get_config()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
+    """Flags `--config.a.b=value`, parsed by ml_collections against the types that stand in the config."""
+    if not overrides:
+        return experiment
+    for flag in overrides:
+        if not flag.startswith("--config."):
+            raise UserError(f"{flag} is no flag of this command; config fields are set as --config.data.batch_size=8.")
+        _check_field(to_dict(experiment), flag.removeprefix("--config.").partition("=")[0])
+    holder = flags.FlagValues()
+    argv = ["codec-jax", *overrides]
+    config = config_dict.ConfigDict(_with_placeholders(to_dict(experiment)))
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
+        holder(argv)
+        parsed: Any = holder["config"].value
+        resolved = parsed.to_dict()
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        raise UserError(f"cannot apply {' '.join(overrides)}: {reason}") from error
+    return from_dict(resolved)
+
+
+def _check_field(fields: dict[str, Any], path: str) -> None:
+    """Raises UserError unless a.b.c leads through `fields` to one."""
+    parent = "the config"
+    for name in path.split("."):
+        if not isinstance(fields, dict) or name not in fields:
+            known = ", ".join(fields) if isinstance(fields, dict) else "no fields"
+            raise UserError(f"{path} is no config field: {parent} has {known}.")
+        fields, parent = fields[name], name
+
+
+def _with_placeholders(tree: dict[str, Any]) -> dict[str, Any]:
+    """ConfigDict needs to be told that an empty field holds text (every optional field is a path)."""
+    return {
+        name: _with_placeholders(value)
+        if isinstance(value, dict)
+        else config_dict.placeholder(str)
+        if value is None
+        else value
+        for name, value in tree.items()
+    }
+
+
+def to_json(experiment: Experiment) -> str:
+    """The resolved config, as stored in the run directory and in every checkpoint."""
+    return json.dumps(to_dict(experiment), indent=2) + "\n"

@@ -1,0 +1,62 @@
+"""TAAE, from a laptop's few minutes to the paper's billion parameters. Widths are one head or whole heads of 128."""
+
+from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, TrainingConfig
+from codec_jax.losses.spectral import STFTLossConfig
+from codec_jax.models.taae import FSQConfig, TAAEConfig
+
+PAPER_LEVELS = ((5,) * 6, (9,) * 6, (17,) * 6)
+
+
+def get_config(variant: str = "nano") -> Experiment:
+    """One of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/taae.py has no variant {variant}: choose from {', '.join(VARIANTS)}")
+    return VARIANTS[variant]()
+
+
+def nano() -> Experiment:
+    """Minutes on two CPU cores. Short patches, 200 latents a second: long patches learn no phase in that time."""
+    return Experiment(
+        family="taae",
+        model=TAAEConfig(patch_size=40, channels=128, transformer_depths=(1, 1), sliding_window=(15, 16)),
+        bottleneck=FSQConfig(levels=(17,) * 6),
+        data=DataConfig(batch_size=6, crop_seconds=0.5),
+        losses=LossConfig(
+            l1=100.0,
+            stft=1.0,
+            mel=1.0,
+            mrstft=STFTLossConfig(fft_sizes=(512, 1024, 256), hop_sizes=(128, 256, 64), win_lengths=(512, 1024, 256)),
+        ),
+        optim=OptimConfig(learning_rate=4e-3, warmup_steps=200, final_fraction=0.01, ema_decay=0.999),
+        training=TrainingConfig(steps=2_400, eval_every=800, checkpoint_every=400),
+    )
+
+
+def small() -> Experiment:
+    """14 M parameters, 25 Hz as the paper: hours on a single accelerator."""
+    return _paper(channels=256, depths=(2, 4), batch_size=32, steps=200_000)
+
+
+def large(channels: int, depths: tuple[int, int]) -> Experiment:
+    """The paper's training shape: 128 crops of 5.12 s a step."""
+    return _paper(channels, depths, batch_size=128, steps=500_000)
+
+
+def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) -> Experiment:
+    """The paper's shape: 320-sample patches, stride 2, 25 Hz latents of 6 dimensions, windows of 128."""
+    return Experiment(
+        family="taae",
+        model=TAAEConfig(channels=channels, transformer_depths=depths, remat="full"),
+        bottleneck=FSQConfig(train_levels=PAPER_LEVELS),
+        data=DataConfig(batch_size=batch_size, crop_seconds=5.12),
+        training=TrainingConfig(steps=steps),
+    )
+
+
+VARIANTS = {
+    "nano": nano,
+    "small": small,
+    "250m": lambda: large(768, (4, 9)),
+    "500m": lambda: large(1024, (4, 10)),
+    "1b": lambda: large(1024, (8, 20)),
+}

@@ -1,0 +1,37 @@
+"""Checkpoints: paths, what is kept, and what is refused. (Resuming is tested in tests/train/test_loop.py.)"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codec_jax import checkpoint
+from codec_jax.errors import UserError
+
+
+def test_paths_become_absolute_and_object_stores_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint._absolute("runs/a").as_posix() == (tmp_path / "runs/a").as_posix()
+    assert checkpoint._absolute("gs://bucket/run").as_posix() == "gs://bucket/run"
+
+
+def test_the_last_ones_are_kept_with_their_metadata(tmp_path):
+    state = {"params": {"w": jnp.arange(4.0)}, "none": None}
+    checkpoints = checkpoint.Checkpoints(tmp_path / "c", keep=2)
+    assert checkpoints.latest_step is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, {**state, "params": {"w": jnp.arange(4.0) + step}}, {"data": {"position": step}})
+    checkpoints.wait()
+    assert checkpoints.latest_step == 3
+    restored, metadata = checkpoints.restore(3, state)
+    np.testing.assert_array_equal(restored["params"]["w"], np.arange(4.0) + 3)
+    assert metadata == {"data": {"position": 3}}
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()) == ["2", "3"]
+    np.testing.assert_array_equal(checkpoint.restore_subtree(tmp_path / "c", ("params", "w")), np.arange(4.0) + 3)
+    assert checkpoint.restore_subtree(tmp_path / "c", ("ema", "w")) is None
+
+
+def test_no_checkpoint_yet(tmp_path):
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        checkpoint.restore_subtree(tmp_path / "c", ("params",))
