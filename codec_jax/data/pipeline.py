@@ -1,0 +1,195 @@
+"""From recordings to batches: random crops, loudness and polarity, the same on any number of hosts.
+
+source (one entry per crop length of every recording) -> shuffle -> repeat -> random crop -> shard and batch.
+All chance comes from Grain's generator for the place in the global stream: a saved position is all the state.
+"""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from jaxtyping import Float32
+
+from codec_jax.audio import files
+from codec_jax.audio.loudness import MIN_MEAN_SQUARE, loudness_gain, mean_square
+from codec_jax.audio.resample import resample, resampled_length, source_span
+from codec_jax.data.corpus import Clip
+from codec_jax.errors import UserError
+from codec_jax.experiment import DataConfig
+
+_log = logging.getLogger(__name__)
+CACHE_BYTES = 512 << 20  # corpora smaller than this, decoded, stay in memory,
+CACHE_SECONDS = 300  # but for recordings longer than this, of which only excerpts are decoded
+_TRIES = 4  # crop positions tried before a silent crop is taken
+_REPLACEMENTS = 8  # recordings tried in place of one that fails to decode
+
+Audio = Float32[np.ndarray, "channel time"]
+
+
+def train_iterator(
+    clips: Sequence[Clip],
+    config: DataConfig,
+    sample_rate: int,
+    channels: int,
+    *,
+    seed: int,
+    crop_samples: int | None = None,
+    shard_index: int = 0,
+    shard_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless batches {"audio": float32 [batch_size / shard_count, channels, crop_samples]} of a shard.
+
+    crop_samples: the length the model takes (None: config.crop_seconds). `get_state` and `set_state` continue
+    the stream exactly, also with another shard_count: shard i of n has items i, i + n, ... of a batch.
+    An epoch visits a recording once per crop length it lasts, rounded up. config.prefetch counts crops.
+    Raises: UserError where there are no clips or the batch does not divide by the shards.
+    """
+    samples = round(config.crop_seconds * sample_rate) if crop_samples is None else crop_samples
+    if not clips:
+        raise UserError("there are no recordings to train on; name a directory in --config.data.train")
+    if samples < 1:
+        raise UserError(f"data.crop_seconds is {config.crop_seconds}; give a positive length")
+    if config.batch_size < 1 or config.batch_size % shard_count:
+        raise UserError(f"data.batch_size is {config.batch_size}; give a multiple of the {shard_count} hosts")
+    crop = _Crop(tuple(clips), config, sample_rate, channels, samples)
+    dataset = (
+        grain.MapDataset.source(_Passes([-(-crop.length(clip) // samples) for clip in clips]))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(crop)
+    )
+    elastic = grain.experimental.ElasticIterator(
+        dataset,
+        config.batch_size,
+        grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
+        read_options=_read_options(config, config.batch_size // shard_count),
+    )
+    return iter(elastic)  # Orbax knows what to do with this one, and not with `elastic` itself
+
+
+def _read_options(config: DataConfig, batch: int) -> grain.ReadOptions:
+    # Grain reads whole batches, one a thread, and its buffer counts batches: under `threads`, some idle.
+    threads = config.num_threads
+    buffer = max(threads, -(-config.prefetch // batch)) if threads else 0
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+
+
+class _Passes:
+    """Random-access source of clip indices, clip i counts[i] times over; 8 bytes a clip, however long."""
+
+    def __init__(self, counts: Sequence[int]):
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, place: int) -> int:
+        return int(np.searchsorted(self._ends, place, side="right"))
+
+    def __repr__(self) -> str:
+        return f"_Passes({len(self._ends)} clips, {len(self)} crops)"
+
+
+@dataclasses.dataclass
+class _Crop:
+    """Clip index and generator -> {"audio": [channels, samples]}: a crop at a drawn loudness and polarity."""
+
+    clips: tuple[Clip, ...]
+    config: DataConfig
+    sample_rate: int
+    channels: int
+    samples: int
+
+    def __post_init__(self):
+        decoded = 4 * self.channels * sum(self.length(clip) for clip in self.clips)
+        self._kept: dict[int, np.ndarray] | None = {} if decoded < CACHE_BYTES else None
+        self._failed: set[int] = set()
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        audio = self._cut(index, rng)
+        target = self.config.loudness + rng.uniform(-1, 1) * self.config.loudness_jitter
+        gain = loudness_gain(audio, self.sample_rate, target)
+        if rng.random() < self.config.phase_flip:
+            gain = -gain
+        return {"audio": audio * np.float32(gain)}
+
+    def length(self, clip: Clip) -> int:
+        """Samples of the clip at the model's rate."""
+        return resampled_length(clip.frames, clip.sample_rate, self.sample_rate)
+
+    def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """A crop of the clip, or, where it fails to decode, of another: no bad file may end a long run."""
+        for _ in range(_REPLACEMENTS):
+            try:
+                return self._sound(index, rng)
+            except UserError as error:
+                failure = error
+                if index not in self._failed:
+                    self._failed.add(index)
+                    _log.warning("another recording takes the place of one that fails: %s", error)
+                index = int(rng.integers(len(self.clips)))
+        raise failure
+
+    def _sound(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """A crop at a random place, hardly ever in digital silence; short clips are padded on the right."""
+        room = self.length(self.clips[index]) - self.samples
+        for _ in range(_TRIES):
+            audio = self._excerpt(index, int(rng.integers(room + 1)) if room > 0 else 0)
+            if room <= 0 or mean_square(audio) >= MIN_MEAN_SQUARE:
+                break
+        return np.pad(audio, ((0, 0), (0, self.samples - audio.shape[1])))
+
+    def _excerpt(self, index: int, start: int) -> np.ndarray:
+        clip = self.clips[index]
+        if self._kept is None or clip.frames > CACHE_SECONDS * clip.sample_rate:
+            return _decode(clip, start, self.samples, self.sample_rate, self.channels)
+        audio = self._kept.get(index)
+        if audio is None:  # two threads may both decode it: the same bytes
+            audio = _decode(clip, 0, self.length(clip), self.sample_rate, self.channels)
+            self._kept[index] = audio
+        return audio[:, start : start + self.samples]
+
+
+def _decode(clip: Clip, start: int, samples: int, sample_rate: int, channels: int) -> Audio:
+    """Up to `samples` samples from `start` on, at `sample_rate`: a slice of the whole file resampled."""
+    first, frames, drop = source_span(start, samples, clip.sample_rate, sample_rate)
+    audio, rate = files.read(clip.path, first, frames)
+    if rate != clip.sample_rate:
+        raise UserError(
+            f"{clip.path}: changed from {clip.sample_rate} Hz to {rate} Hz since it was indexed; start again"
+        )
+    audio = resample(files.to_channels(audio, channels), rate, sample_rate)
+    return np.ascontiguousarray(audio[:, drop : drop + samples])
+
+
+def valid_clips(
+    clips: Sequence[Clip], config: DataConfig, sample_rate: int, channels: int, max_seconds: float = 6.0
+) -> list[tuple[str, Audio]]:
+    """Up to config.max_valid_clips recordings, evenly chosen: (name, [channels, time]), at config.loudness.
+
+    Of a longer recording, its middle `max_seconds`. Always the same ones. Silent and undecodable ones
+    are left out with a warning. Raises: UserError where none is left.
+    """
+    count = min(config.max_valid_clips, len(clips))
+    chosen = [clips[math.floor((i + 0.5) * len(clips) / count)] for i in range(count)]
+    kept = []
+    for clip in chosen:
+        length = resampled_length(clip.frames, clip.sample_rate, sample_rate)
+        samples = min(length, round(max_seconds * sample_rate))
+        try:
+            audio = _decode(clip, (length - samples) // 2, samples, sample_rate, channels)
+        except UserError as error:
+            _log.warning("left out of validation: %s", error)
+            continue
+        if mean_square(audio) < MIN_MEAN_SQUARE:
+            _log.warning("left out of validation: %s: silent", clip.path)
+            continue
+        kept.append((clip.name, audio * np.float32(loudness_gain(audio, sample_rate, config.loudness))))
+    if not kept:
+        raise UserError("no validation recording can be used; name others in --config.data.valid")
+    return kept

@@ -1,0 +1,61 @@
+"""The newcomer's command on the synthetic corpus, and what it must reach. Slow: minutes of training."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import codec_jax
+from codec_jax.audio import files
+from codec_jax.evaluate import metrics
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    pytest.importorskip("espeakng_loader", reason="needs the extra demo")
+    workdir = tmp_path_factory.mktemp("nano") / "run"
+    command = [sys.executable, "train.py", "--config=configs/taae.py:nano", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return workdir, done.stdout
+
+
+def test_held_out_voices_and_sentences(run):
+    workdir, said = run
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if "valid/stoi" in row][-1]
+    assert last["valid/stoi"] >= 0.75
+    assert last["valid/mel_distance"] <= 0.6 * last["valid/mel_distance_control"]
+    assert last["valid/stoi_control"] < 0.4  # the control says what ignoring the input scores
+    assert "samples" in said
+    assert "next: codec-jax reconstruct" in said
+
+
+def test_recorded_voices(run, speech):
+    codec = codec_jax.load(run[0])
+    scores = []
+    for path in speech:
+        audio, rate = files.read(path)
+        decoded = codec.decode(codec.encode(audio[0], rate))
+        assert len(decoded) == audio.shape[1]
+        scores.append(metrics.stoi(audio[0], decoded, rate))
+    assert np.nanmean(scores) >= 0.68
+
+
+def test_no_sentence_or_voice_is_on_both_sides(run):
+    from codec_jax.data import synth
+
+    with (synth.default_corpus() / "transcripts.tsv").open() as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    for column in ("text", "voice"):
+        train, valid = ({row[column] for row in table if row["file"].startswith(part)} for part in ("train/", "valid/"))
+        assert train
+        assert valid
+        assert not train & valid

@@ -1,0 +1,121 @@
+"""Schedules, moving average, metrics files, meshes: the parts of training that need no training."""
+
+import itertools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from etils import epath
+from jax.sharding import PartitionSpec
+
+from codec_jax.errors import UserError
+from codec_jax.experiment import MeshConfig, OptimConfig
+from codec_jax.train import optim, sharding, step
+from codec_jax.train.logging import cut_back
+from tests import tiny
+
+
+def test_ema_follows_ema_pytorch():
+    """Copies at k <= 3, then decays .5613, ... (spec section 6: first decays k=3 .4054, k=4 .5613)."""
+    values = [5.0, 1.0, 2.0, 7.0, 3.0]
+    ema, seen = jnp.float32(0.0), []
+    for k, value in enumerate(values, start=1):
+        ema = optim.ema_update(ema, jnp.float32(value), jnp.int32(k), 0.9999)
+        seen.append(float(ema))
+    assert seen[:3] == values[:3]
+    fourth = 2.0 + (1 - 0.5613) * (7.0 - 2.0)
+    np.testing.assert_allclose(seen[3], fourth, rtol=1e-3)
+    decay = 1 - 4**-0.75
+    np.testing.assert_allclose(seen[4], seen[3] + (1 - decay) * (3.0 - seen[3]), rtol=1e-5)
+    capped = optim.ema_update(jnp.float32(0.0), jnp.float32(1.0), jnp.int32(10**7), 0.9)
+    np.testing.assert_allclose(capped, 0.1, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = OptimConfig(learning_rate=1.0, warmup_steps=10, final_fraction=0.1)
+    rate = [float(optim.learning_rate(config, 100)(i)) for i in range(101)]
+    assert 0 < rate[0] <= 0.11
+    np.testing.assert_allclose(rate[10], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(rate[100], 0.1, rtol=1e-5)
+    assert all(a >= b for a, b in itertools.pairwise(rate[10:]))
+
+
+def test_only_kernels_decay():
+    params = {"ff": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "conv": {"v": jnp.ones(3), "g": jnp.ones(3)}}
+    transform = optim.optimizer(OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=1), 10)
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    assert float(moved["ff"]["kernel"][0]) < 1
+    for leaf in (moved["ff"]["bias"], moved["conv"]["v"], moved["conv"]["g"]):
+        np.testing.assert_array_equal(leaf, np.ones(3))
+
+
+def test_metrics_are_cut_back(tmp_path):
+    path = epath.Path(tmp_path / "metrics.jsonl")
+    path.write_text("".join(json.dumps({"step": n, "x": n}) + "\n" for n in (0, 1, 2, 2, 3)) + '{"step": 4, "tr')
+    cut_back(path, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (MeshConfig(), (1, 8, 1)),
+        (MeshConfig(2, -1, 2), (2, 2, 2)),
+        (MeshConfig(-1, 1, 1), (8, 1, 1)),
+        (MeshConfig(1, 2, 4), (1, 2, 4)),
+    ],
+)
+def test_meshes(config, shape):
+    assert tuple(sharding.make_mesh(config).shape.values()) == shape
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(3, -1, 1), MeshConfig(-1, -1, 1), MeshConfig(1, 4, 1), MeshConfig(0, -1, 1)]
+)
+def test_impossible_meshes(config):
+    with pytest.raises(UserError, match="mesh"):
+        sharding.make_mesh(config)
+
+
+def test_batches_must_divide():
+    mesh = sharding.make_mesh(MeshConfig(2, 4, 1))
+    sharding.check_batch(mesh, 16)
+    with pytest.raises(UserError, match="multiple"):
+        sharding.check_batch(mesh, 12)
+
+
+def test_shardings_follow_the_rules_and_drop_what_does_not_divide(caplog):
+    mesh = sharding.make_mesh(MeshConfig(1, 4, 2))
+    boxed = {
+        "whole": nn.LogicallyPartitioned(jnp.zeros((3, 8, 2, 6)), ("layers", "embed", "heads", "head_dim")),
+        "odd": nn.LogicallyPartitioned(jnp.zeros((6, 4)), ("embed", "mlp")),
+    }
+    found = sharding.shardings(boxed, mesh)
+    assert found["whole"].spec == PartitionSpec(None, "fsdp", "tensor", None)
+    assert found["odd"].spec == PartitionSpec(None, "tensor")
+    assert len(caplog.records) == 1
+    assert "embed of 6" in caplog.text
+
+
+def test_state_is_sharded_with_its_optimizer_and_average():
+    config = tiny.changed(tiny.experiment(), mesh=MeshConfig(1, 4, 2))
+    mesh = sharding.make_mesh(config.mesh)
+    player = step.abstract_state(config, mesh).players["codec"]
+    path = ("encoder", "stage_0", "transformer", "blocks", "ff", "proj", "kernel")
+
+    def spec(tree):
+        for key in path:
+            tree = tree[key]
+        return tree.sharding.spec
+
+    want = PartitionSpec(None, "fsdp", None, "tensor")
+    moments = [
+        leaf for leaf in jax.tree.leaves(player.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(leaf, "mu")
+    ]
+    assert len(moments) == 1
+    assert spec(player.params) == spec(player.ema) == spec(moments[0].mu) == spec(moments[0].nu) == want
