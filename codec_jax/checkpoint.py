@@ -63,27 +63,33 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def restore_subtree(directory: epath.PathLike, path: tuple[str, ...]) -> PyTree | None:
-    """One subtree of the newest checkpoint on the default device; None where the state has no such subtree.
+def restore_subtree(
+    directory: epath.PathLike, path: tuple[str, ...], step: int | None = None
+) -> tuple[PyTree | None, int]:
+    """One subtree of a checkpoint (None: the newest) on the default device, None where the state has no such subtree.
 
-    Raises UserError where the directory holds no complete checkpoint.
+    Also the step. Raises UserError where the directory holds no complete checkpoint, or not the one asked for.
     """
     with ocp.training.Checkpointer(_absolute(directory)) as checkpointer:
-        if checkpointer.latest is None:
+        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+        if not steps:
             raise UserError(f"{directory} holds no complete checkpoint yet.")
-        tree = checkpointer.checkpointables_metadata(checkpointer.latest.step).metadata[_STATE]
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise UserError(f"{directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}.")
+        tree = checkpointer.checkpointables_metadata(step).metadata[_STATE]
         wanted: PyTree = tree
         for key in path:
             if not isinstance(wanted, dict) or not wanted.get(key):
-                return None
+                return None, step
             wanted = wanted[key]
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), wanted)
-        loaded = checkpointer.load_checkpointables(checkpointer.latest.step, {_STATE: _only(tree, path, abstract)})
+        loaded = checkpointer.load_checkpointables(step, {_STATE: _only(tree, path, abstract)})
     wanted = loaded[_STATE]
     for key in path:
         wanted = wanted[key]
-    return wanted
+    return wanted, step
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:

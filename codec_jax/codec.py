@@ -26,8 +26,8 @@ _CHUNK_SECONDS = 60.0
 class Codec:
     """A speech codec.
 
-    family: "taae" (later "esc"). config: the family's config. params: pytree of parameters. extras: tensors of an
-    imported checkpoint that have no place in the parameters; they travel with `save`.
+    family: "taae" (later "esc"). config: the family's config. params: pytree of parameters. extras: what an
+    imported checkpoint brought that has no place in the parameters; it travels with `save`.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Codec:
         family: str,
         config: Any,
         variables: Mapping[str, Any],
-        extras: Mapping[str, np.ndarray] | None = None,
+        extras: storage.Extras | None = None,
     ):
         self.family = family
         self.config = config
-        self.extras = dict(extras or {})
+        self.extras = extras or storage.Extras()
         self._model = models.FAMILIES[family]
         self._variables = jax.tree.map(jnp.asarray, dict(variables))
         self._geometry = self._model.geometry(config)

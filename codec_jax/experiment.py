@@ -1,6 +1,7 @@
 """Experiment: everything a run is made of, as frozen dataclasses, and how files and flags become one."""
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import math
@@ -170,6 +171,12 @@ def from_dict(data: dict[str, Any]) -> Experiment:
     """The inverse of `to_dict`. Raises UserError for unknown fields and wrong types, naming the field."""
     family = data.get("family")
     return _build(Experiment, data, "", _family_types(family))
+
+
+def codec_hash(family: str, config: Any) -> str:
+    """SHA-256 of a codec's config as canonical JSON, in hexadecimal: the same config, the same hash."""
+    text = json.dumps({"family": family, **to_dict(config)}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def codec_from_dict(data: dict[str, Any]) -> tuple[str, Any]:

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
-import safetensors.numpy
+import safetensors
 from etils import epath
 
 from codec_jax.errors import UserError
@@ -14,29 +15,52 @@ CONFIG, WEIGHTS, EXTRAS = "config.json", "model.safetensors", "upstream_extras.s
 _FORMAT = 1
 
 
-def write(directory: epath.PathLike, config: dict[str, Any], params: Any, extras: Mapping[str, np.ndarray]) -> None:
-    """Writes the directory; every file gets its name only once it is complete, the config last."""
+class Extras(NamedTuple):
+    """What an import brought that has no place in the parameters, kept for the way back.
+
+    tensors: upstream's buffers, verbatim. upstream: JSON, its parsed config and the metadata of its weights file.
+    """
+
+    tensors: Mapping[str, np.ndarray] = {}
+    upstream: Mapping[str, Any] = {}
+
+
+# ---- a saved codec -----------------------------------------------------------------------------
+
+
+def write(directory: epath.PathLike, config: Mapping[str, Any], params: Any, extras: Extras) -> None:
+    """Writes the directory, one tensor in memory at a time; every file gets its name once complete, the config last.
+
+    params: a tree of arrays, or of anything with a shape and a dtype that np.asarray turns into one.
+    """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {name: np.ascontiguousarray(array) for name, array in flatten(params).items()}
-    _write(directory / WEIGHTS, lambda path: _write_tensors(path, tensors))
-    if extras:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in extras.items()}
-        _write(directory / EXTRAS, lambda path: _write_tensors(path, contiguous))
-    text = json.dumps({"format": _FORMAT, **config}, indent=2) + "\n"
-    _write(directory / CONFIG, lambda path: path.write_text(text))
+    write_tensors(directory / WEIGHTS, flatten(params))
+    if any(extras):
+        metadata = {"upstream": json.dumps(extras.upstream)} if extras.upstream else {}
+        write_tensors(directory / EXTRAS, extras.tensors, metadata)
+    else:
+        (directory / EXTRAS).unlink(missing_ok=True)
+    write_json(directory / CONFIG, {"format": _FORMAT, **config})
 
 
-def read(directory: epath.PathLike) -> tuple[dict[str, Any], Any, dict[str, np.ndarray]]:
-    """Config, params and extras. Raises UserError naming what is missing or broken."""
+def read(directory: epath.PathLike) -> tuple[dict[str, Any], Any, Extras]:
+    """Config, params (mapped, not yet read) and extras. Raises UserError naming what is missing or broken."""
     directory = epath.Path(directory)
     config = read_json(directory / CONFIG)
     if config.pop("format", _FORMAT) > _FORMAT:
         raise UserError(f"{directory} was written by a newer codec_jax: upgrade to read it.")
     if not (directory / WEIGHTS).exists():
         raise UserError(f"{directory} has a {CONFIG} but no {WEIGHTS}: copy the weights there or give another model.")
-    extras = read_tensors(directory / EXTRAS) if (directory / EXTRAS).exists() else {}
-    return config, unflatten(read_tensors(directory / WEIGHTS)), extras
+    params, _ = read_tensors(directory / WEIGHTS)
+    extras = Extras()
+    if (directory / EXTRAS).exists():
+        tensors, metadata = read_tensors(directory / EXTRAS)
+        extras = Extras(tensors, json.loads(metadata.get("upstream", "{}")))
+    return config, unflatten(params), extras
+
+
+# ---- JSON --------------------------------------------------------------------------------------
 
 
 def read_json(path: epath.PathLike) -> dict[str, Any]:
@@ -53,29 +77,96 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
     return value
 
 
-def read_tensors(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """Every tensor of a safetensors file. Raises UserError where it is damaged."""
+def write_json(path: epath.PathLike, value: Mapping[str, Any]) -> None:
+    """A JSON object, indented."""
+    _write(epath.Path(path), lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+# ---- safetensors: mapped when read, streamed when written, neither of which the library does for NumPy ----
+
+# In the library's order: it writes wide types first, then by name, and so the bytes here are the bytes it would write.
+_DTYPES = {
+    "BOOL": np.dtype(bool),
+    "U8": np.dtype(np.uint8),
+    "I8": np.dtype(np.int8),
+    "I16": np.dtype(np.int16),
+    "U16": np.dtype(np.uint16),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype(np.int32),
+    "U32": np.dtype(np.uint32),
+    "F32": np.dtype(np.float32),
+    "F64": np.dtype(np.float64),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def read_tensors(path: epath.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Every tensor of a safetensors file, mapped into memory and read-only, and the file's metadata.
+
+    Raises UserError where the file is damaged.
+    """
     path = epath.Path(path)
     try:
         if is_remote(path):
-            return safetensors.numpy.load(path.read_bytes())
-        return safetensors.numpy.load_file(path)
+            data = np.frombuffer(path.read_bytes(), np.uint8)
+        else:
+            with safetensors.safe_open(path, "numpy"):  # the library's own checks of the header
+                data = np.memmap(path, np.uint8, "r")
+        length = int(data[:8].view("<u8")[0])
+        header = json.loads(data[8 : 8 + length].tobytes())
+        metadata = header.pop("__metadata__", {})
+        body = data[8 + length :].view(np.ndarray)
+        return {name: _view(body, entry) for name, entry in header.items()}, metadata
     except Exception as error:  # safetensors raises its own, undocumented kinds
         raise UserError(f"{path} cannot be read as safetensors: {error}.") from error
 
 
-def flatten(tree: Any, prefix: str = "", leaf: Callable[[Any], Any] = np.asarray) -> dict[str, Any]:
-    """{"a": {"b": x}} to {"a.b": leaf(x)}."""
+def _view(body: np.ndarray, entry: Mapping[str, Any]) -> np.ndarray:
+    begin, end = entry["data_offsets"]
+    return body[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def write_tensors(path: epath.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, one tensor computed at a time, byte for byte what the library writes of the same tensors."""
+    rank = {dtype: i for i, dtype in enumerate(_DTYPES.values())}
+    order = sorted(tensors, key=lambda name: (-rank[np.dtype(tensors[name].dtype)], name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name in order:
+        dtype, shape = np.dtype(tensors[name].dtype), tuple(tensors[name].shape)
+        end = offset + dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+        header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": (offset, end)}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write_to(partial: epath.Path) -> None:
+        with partial.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                file.write(np.ascontiguousarray(np.asarray(tensors[name])).reshape(-1).view(np.uint8).data)
+
+    _write(epath.Path(path), write_to)
+
+
+# ---- trees and files ---------------------------------------------------------------------------
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": x}} to {"a.b": x}."""
     if not isinstance(tree, Mapping):
-        return {prefix: leaf(tree)}
+        return {prefix: tree}
     return {
-        name: array
+        name: leaf
         for key, value in tree.items()
-        for name, array in flatten(value, f"{prefix}.{key}" if prefix else key, leaf).items()
+        for name, leaf in flatten(value, f"{prefix}.{key}" if prefix else key).items()
     }
 
 
-def unflatten(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
@@ -90,15 +181,11 @@ def unflatten(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 def _write(path: epath.Path, write_to: Callable[[epath.Path], object]) -> None:
     """Under a temporary name first, so that no reader ever meets half a file."""
     partial = path.with_name(path.name + ".partial")
-    write_to(partial)
-    partial.replace(path)
-
-
-def _write_tensors(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    if is_remote(path):
-        path.write_bytes(safetensors.numpy.save(dict(tensors)))
-    else:
-        safetensors.numpy.save_file(dict(tensors), path)
+    try:
+        write_to(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def is_remote(path: epath.Path) -> bool:

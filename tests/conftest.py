@@ -17,9 +17,13 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("codec_jax", "beartype.beartype").__enter__()
 
+import json  # noqa: E402
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
+from safetensors.numpy import load_file, save_file  # noqa: E402
+
+from tests.parity.recipe import RecipeTensors  # noqa: E402
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
@@ -53,3 +57,22 @@ def speech():
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def recipe():
+    """Upstream's config and state_dict of a small model, from a recipe, so that a plain clone has one."""
+    expected = json.loads((pathlib.Path(__file__).parent / "parity" / "taae_recipe.json").read_text())
+    tensors = RecipeTensors({name: tuple(shape) for name, shape in expected["shapes"].items()}, expected["salt"])
+    return expected["config"], {name: np.asarray(tensors[name]) for name in tensors}
+
+
+@pytest.fixture
+def upstream_directory(recipe, tmp_path):
+    """A directory as upstream publishes one."""
+    config, tensors = recipe
+    directory = tmp_path / "upstream"
+    directory.mkdir()
+    (directory / "model_config.json").write_text(json.dumps(config))
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    return directory

@@ -1,14 +1,8 @@
-"""Upstream's STFT discriminator (stable-audio-tools, "encodec"): names and layouts (spec TAAE section 7).
-
-Never imports torch: tensors come in as NumPy arrays under upstream's names.
-"""
+"""Upstream's STFT discriminator (stable-audio-tools, "encodec"): names and layouts (spec TAAE section 7)."""
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from codec_jax.convert.taae import Leaf, Tensors
-from codec_jax.errors import UserError
+from codec_jax.convert.layout import Leaf, Tensors, materialise, params_from_torch
 from codec_jax.models.discriminators import DiscriminatorConfig
 
 
@@ -19,17 +13,7 @@ def discriminator_from_torch(tensors: Tensors, config: DiscriminatorConfig) -> d
     Upstream's windows (`spec_transform.window`) are Hann windows and not read.
     """
     config.validate()
-    params: dict = {}
-    for leaf in leaves(config):
-        name, (scale, conv, kind) = leaf.names[0], leaf.path
-        if name not in tensors:
-            raise UserError(f"the checkpoint has no tensor {name}, which its config implies.")
-        array = np.asarray(tensors[name])
-        if array.shape != leaf.shape:
-            raise UserError(f"{name} has shape {array.shape} in the checkpoint, but its config implies {leaf.shape}.")
-        array = np.ascontiguousarray(leaf.to_jax(array.astype(np.float32, copy=False)))
-        params.setdefault(scale, {}).setdefault(conv, {})[kind] = array
-    return params
+    return materialise(params_from_torch(leaves(config), tensors))
 
 
 def leaves(config: DiscriminatorConfig) -> Iterator[Leaf]:
@@ -47,6 +31,6 @@ def leaves(config: DiscriminatorConfig) -> Iterator[Leaf]:
 
 def _conv(path: tuple[str, str], name: str, shape: tuple[int, ...]) -> Iterator[Leaf]:
     out = shape[0]
-    yield Leaf((*path, "bias"), (f"{name}.bias",), (out,), np.ravel)
-    yield Leaf((*path, "g"), (f"{name}.weight_g",), (out, 1, 1, 1), np.ravel)
-    yield Leaf((*path, "v"), (f"{name}.weight_v",), shape, lambda w: w.transpose(2, 3, 1, 0))
+    yield Leaf((*path, "bias"), (f"{name}.bias",), (out,))
+    yield Leaf((*path, "g"), (f"{name}.weight_g",), (out, 1, 1, 1), ours=(out,))
+    yield Leaf((*path, "v"), (f"{name}.weight_v",), shape, axes=(2, 3, 1, 0))

@@ -1,94 +1,97 @@
-"""Upstream's TAAE checkpoints (stable-audio-tools): names and layouts of every tensor (spec TAAE section 7).
+"""Upstream's TAAE (stable-audio-tools): names and layouts of every tensor, and its config (spec TAAE section 7).
 
-Never imports torch: tensors come in as NumPy arrays under upstream's names.
+Never imports torch: tensors come in and go out as NumPy arrays under upstream's names.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
+from codec_jax.convert import taae_config
+from codec_jax.convert.layout import Leaf, Tensors, materialise, names, params_from_torch, tensors_from_params
 from codec_jax.errors import UserError
 from codec_jax.models.protocol import Variables
-from codec_jax.models.taae import Config, FSQConfig, TAAEConfig
+from codec_jax.models.taae import Config, TAAEConfig
+from codec_jax.ops.rope import inverse_frequencies
+from codec_jax.storage import Extras
 
-Tensors = Mapping[str, np.ndarray]
-Extras = dict[str, np.ndarray]
-"""Upstream's buffers and unused tensors, verbatim, under upstream's names."""
-
-
-class Leaf(NamedTuple):
-    """One parameter: its path in our tree, upstream's names (one per layer where stacked), upstream's shape, layout."""
-
-    path: tuple[str, ...]
-    names: tuple[str, ...]
-    shape: tuple[int, ...]
-    to_jax: Callable[[np.ndarray], np.ndarray]
-    stacked: bool = False
+CONFIG_FILE = "model_config.json"
 
 
 def from_torch(tensors: Tensors, config: Mapping[str, Any]) -> tuple[Config, Variables, Extras]:
     """Upstream's `model_config.json` (parsed) and state_dict to config, variables and what has no place in them.
 
-    Raises UserError naming the tensor where one is missing or has another shape than the config implies.
+    Raises UserError naming the tensor or field where one is missing, left over, or contradicts another.
     """
-    cfg = read_config(config, head_dim=_head_dim(tensors))
-    params: dict = {}
-    used: set[str] = set()
-    for leaf in leaves(cfg.model):
-        arrays = [leaf.to_jax(_take(tensors, name, leaf.shape)) for name in leaf.names]
-        _insert(params, leaf.path, np.stack(arrays) if leaf.stacked else np.ascontiguousarray(arrays[0]))
-        used.update(leaf.names)
-    extras = {name: np.asarray(tensors[name]) for name in tensors if name not in used}
-    for name, array in extras.items():
-        if name.endswith("norm.beta") and np.any(array):
-            raise UserError(f"{name} is not zero: this LayerNorm has no bias in any published model.")
-    return cfg, {"params": params}, extras
+    cfg, variables, extras = from_torch_lazily(tensors, config)
+    return cfg, materialise(variables), extras
 
 
-def read_config(config: Mapping[str, Any], head_dim: int = 128) -> Config:
-    """Upstream's model config to ours. Raises UserError for another model type or halves that differ."""
-    try:
-        model = config["model"]
-        encoder, decoder = model["encoder"]["config"], model["decoder"]["config"]
-        if (model["encoder"]["type"], model["decoder"]["type"], model["bottleneck"]["type"]) != (
-            "taae",
-            "taae",
-            "dithered_fsq",
-        ):
-            raise UserError("model_config.json describes another model: a TAAE has taae halves and a dithered_fsq.")
-        bottleneck = model["bottleneck"]["config"]
-        patch_size = model["pretransform"]["config"]["patch_size"]
-        fields = {
-            name: _hashable(encoder[name])
-            for name in ("channels", "c_mults", "strides", "transformer_depths", "latent_dim", *_SWITCHES)
-            if name in encoder
-        }
-    except KeyError as error:
-        raise UserError(f"model_config.json has no {error}, which a TAAE needs.") from error
-    for name, value in fields.items():
-        if name in decoder and _hashable(decoder[name]) != value:
-            raise UserError(f"{name} differs between encoder ({value}) and decoder ({decoder[name]}).")
-    levels = bottleneck["levels"]
-    levels = tuple(levels) if isinstance(levels, list) else (levels,) * bottleneck["dim"]
-    if bottleneck.get("num_codebooks", 1) != 1:
-        raise UserError("a dithered_fsq with more than one codebook is not supported.")
-    cfg = Config(
-        TAAEConfig(
-            sample_rate=config["sample_rate"],
-            audio_channels=config.get("audio_channels", 1),
-            patch_size=patch_size,
-            head_dim=head_dim,
-            soft_clip=decoder.get("soft_clip", False),
-            **fields,
-        ),
-        FSQConfig(levels=levels, noise_dropout=bottleneck.get("noise_dropout", 0.05)),
-    )
-    cfg.validate()
-    return cfg
+def from_torch_lazily(tensors: Tensors, config: Mapping[str, Any]) -> tuple[Config, Variables, Extras]:
+    """`from_torch` with parameters that are computed when they are asked for. Everything is checked now."""
+    cfg = taae_config.read(config, tensors)
+    params = params_from_torch(leaves(cfg.model), tensors)
+    known = dict(buffers(cfg.model))
+    for name in tensors.keys() - set(names(leaves(cfg.model))) - known.keys():
+        raise UserError(f"the checkpoint has a tensor {name}, which its config does not explain.")
+    brought = {name: np.asarray(tensors[name]) for name in known if name in tensors}
+    for name, array in brought.items():
+        _check_buffer(name, array, known[name])
+    # Halved buffers are worth less than what is computed anew.
+    exact = {name: array for name, array in brought.items() if array.dtype == np.float32}
+    return cfg, {"params": params}, Extras(exact, {"config": config})
 
 
-_SWITCHES = ("sliding_window", "use_snake", "conformer", "layer_scale", "use_dilated_conv")
+def to_torch(cfg: Config, variables: Variables, extras: Extras, target: str = "upstream") -> tuple[dict, dict]:
+    """Upstream's `model_config.json` and state_dict (arrays, computed when asked for), buffers included.
+
+    target: "upstream", or "twin" for what only codec_jax.pytorch can load. Raises UserError, one sentence, for a config
+    that the target cannot express.
+    """
+    config = taae_config.write(cfg, extras.upstream.get("config", {}), target)
+    tensors: dict[str, Any] = dict(tensors_from_params(leaves(cfg.model), variables["params"]))
+    tensors |= {name: extras.tensors.get(name, array) for name, array in buffers(cfg.model)}
+    return config, tensors
+
+
+def notes(cfg: Config, extras: Extras) -> Iterator[str]:
+    """Sentences for whoever converts: where an imported buffer is not what this model computes with."""
+    known = dict(buffers(cfg.model))
+    off = [np.abs(array / known[name] - 1).max() for name, array in extras.tensors.items() if name.endswith("inv_freq")]
+    if off and max(off) > 1e-6:
+        yield (
+            f"The checkpoint's rotary frequencies are up to {max(off):.1%} off 10000^(-2i/d): they travel verbatim, "
+            "and JAX computes with the formula."
+        )
+
+
+def buffers(model: TAAEConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Upstream's buffers with the values that upstream computes: zero LayerNorm biases, rotary frequencies."""
+    for leaf in leaves(model):
+        for name in leaf.names:
+            if name.endswith("norm.gamma"):
+                yield name.removesuffix("gamma") + "beta", np.zeros(leaf.shape, np.float32)
+            elif name.endswith("self_attn.q_norm.weight"):
+                prefix = name.removesuffix("self_attn.q_norm.weight")
+                yield f"{prefix}rope.inv_freq", inverse_frequencies(leaf.shape[0])
+
+
+def _check_buffer(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """Raises UserError where a buffer holds what this model would not compute."""
+    if found.shape != expected.shape:
+        raise UserError(f"{name} has shape {found.shape} in the checkpoint, but its config implies {expected.shape}.")
+    if name.endswith("beta") and np.any(found.astype(np.float32)):
+        raise UserError(f"{name} is not zero: this LayerNorm has no bias in any published model.")
+    if name.endswith("inv_freq") and not np.allclose(found.astype(np.float32), expected, _FREQUENCY_TOLERANCE, 0):
+        raise UserError(f"{name} holds other rotary frequencies than 10000^(-2i/d), which is what this model computes.")
+
+
+# Averaging moves EMA buffers a little, and half precision rounds them; another base is off by far more.
+_FREQUENCY_TOLERANCE = 0.02
+
+
+# ---- the table ---------------------------------------------------------------------------------
 
 
 def leaves(model: TAAEConfig) -> Iterator[Leaf]:
@@ -138,21 +141,21 @@ def _residual(model, path, name, width):
 
 def _snake(model, path, name, width):
     if model.use_snake:
-        yield Leaf((*path, "alpha"), (f"{name}.alpha",), (width,), _same)
-        yield Leaf((*path, "beta"), (f"{name}.beta",), (width,), _same)
+        yield Leaf((*path, "alpha"), (f"{name}.alpha",), (width,))
+        yield Leaf((*path, "beta"), (f"{name}.beta",), (width,))
 
 
 def _conv(path, name, out, into, kernel, bias=True):
     if bias:
-        yield Leaf((*path, "bias"), (f"{name}.bias",), (out,), _same)
-    yield Leaf((*path, "g"), (f"{name}.weight_g",), (out, 1, 1), np.ravel)
-    yield Leaf((*path, "v"), (f"{name}.weight_v",), (out, into, kernel), lambda w: w.transpose(2, 1, 0))
+        yield Leaf((*path, "bias"), (f"{name}.bias",), (out,))
+    yield Leaf((*path, "g"), (f"{name}.weight_g",), (out, 1, 1), ours=(out,))
+    yield Leaf((*path, "v"), (f"{name}.weight_v",), (out, into, kernel), axes=(2, 1, 0))
 
 
 def _transposed(path, name, out, into, kernel):
-    yield Leaf((*path, "bias"), (f"{name}.bias",), (out,), _same)
-    yield Leaf((*path, "g"), (f"{name}.weight_g",), (into, 1, 1), np.ravel)
-    yield Leaf((*path, "v"), (f"{name}.weight_v",), (into, out, kernel), lambda w: w.transpose(2, 0, 1))
+    yield Leaf((*path, "bias"), (f"{name}.bias",), (out,))
+    yield Leaf((*path, "g"), (f"{name}.weight_g",), (into, 1, 1), ours=(into,))
+    yield Leaf((*path, "v"), (f"{name}.weight_v",), (into, out, kernel), axes=(2, 0, 1))
 
 
 def _block(model: TAAEConfig, width: int) -> Iterator[Leaf]:
@@ -161,26 +164,21 @@ def _block(model: TAAEConfig, width: int) -> Iterator[Leaf]:
     dim, hidden = block.head_dim, block.ff_mult * width
     heads = (width // dim, dim)
 
-    def leaf(path, name, shape, to_jax=_same):
-        return Leaf(tuple(path.split("/")), (name,), shape, to_jax)
+    def leaf(path, name, shape, axes=(), ours=()):
+        return Leaf(tuple(path.split("/")), (name,), shape, axes, ours)
 
     yield leaf("pre_norm/scale", "pre_norm.gamma", (width,))
     to_qkv = (3 * width, width)
-    yield leaf("self_attn/to_qkv/kernel", "self_attn.to_qkv.weight", to_qkv, lambda w: w.T.reshape(width, 3, *heads))
-    yield leaf(
-        "self_attn/to_out/kernel",
-        "self_attn.to_out.weight",
-        (width,) * 2,
-        lambda w: w.T.reshape(*heads, width),
-    )
+    yield leaf("self_attn/to_qkv/kernel", "self_attn.to_qkv.weight", to_qkv, (1, 0), (width, 3, *heads))
+    yield leaf("self_attn/to_out/kernel", "self_attn.to_out.weight", (width,) * 2, (1, 0), (*heads, width))
     for norm in ("q_norm", "k_norm"):
         yield leaf(f"self_attn/{norm}/scale", f"self_attn.{norm}.weight", (dim,))
         yield leaf(f"self_attn/{norm}/bias", f"self_attn.{norm}.bias", (dim,))
     yield leaf("ff_norm/scale", "ff_norm.gamma", (width,))
     to_ff = (2 * hidden, width)
-    yield leaf("ff/proj/kernel", "ff.ff.0.proj.weight", to_ff, lambda w: w.T.reshape(width, 2, hidden))
-    yield leaf("ff/proj/bias", "ff.ff.0.proj.bias", (2 * hidden,), lambda b: b.reshape(2, hidden))
-    yield leaf("ff/out/kernel", "ff.ff.2.weight", (width, hidden), np.transpose)
+    yield leaf("ff/proj/kernel", "ff.ff.0.proj.weight", to_ff, (1, 0), (width, 2, hidden))
+    yield leaf("ff/proj/bias", "ff.ff.0.proj.bias", (2 * hidden,), ours=(2, hidden))
+    yield leaf("ff/out/kernel", "ff.ff.2.weight", (width, hidden), (1, 0))
     yield leaf("ff/out/bias", "ff.ff.2.bias", (width,))
     if block.layer_scale:
         yield leaf("self_attn_scale/scale", "self_attn_scale.scale", (width,))
@@ -194,42 +192,11 @@ def _conformer(leaf, width, layer_scale):
     yield leaf("conformer/mid_norm/scale", "conformer.mid_norm.gamma", (width,))
     for name in ("pointwise_conv", "pointwise_conv_2"):
         square = (width, width, 1)
-        yield leaf(f"conformer/{name}/kernel", f"conformer.{name}.weight", square, lambda w: w[:, :, 0].T)
+        yield leaf(f"conformer/{name}/kernel", f"conformer.{name}.weight", square, (2, 1, 0), (width, width))
     to_glu = (2 * width, width)
-    yield leaf("conformer/glu/kernel", "conformer.glu.proj.weight", to_glu, lambda w: w.T.reshape(width, 2, width))
-    yield leaf("conformer/glu/bias", "conformer.glu.proj.bias", (2 * width,), lambda b: b.reshape(2, width))
+    yield leaf("conformer/glu/kernel", "conformer.glu.proj.weight", to_glu, (1, 0), (width, 2, width))
+    yield leaf("conformer/glu/bias", "conformer.glu.proj.bias", (2 * width,), ours=(2, width))
     depthwise = (width, 1, 17)
-    yield leaf("conformer/depthwise_conv/kernel", "conformer.depthwise_conv.weight", depthwise, np.transpose)
+    yield leaf("conformer/depthwise_conv/kernel", "conformer.depthwise_conv.weight", depthwise, (2, 1, 0))
     if layer_scale:
         yield leaf("conformer_scale/scale", "conformer_scale.scale", (width,))
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def _take(tensors: Tensors, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if name not in tensors:
-        raise UserError(f"the checkpoint has no tensor {name}, which its config implies.")
-    array = np.asarray(tensors[name])
-    if array.shape != shape:
-        raise UserError(f"{name} has shape {array.shape} in the checkpoint, but its config implies {shape}.")
-    return array.astype(np.float32, copy=False)
-
-
-def _head_dim(tensors: Tensors) -> int:
-    """Upstream's configs do not name the head dim; its query norm has that length."""
-    for name in tensors:
-        if name.endswith("self_attn.q_norm.weight"):
-            return int(np.shape(tensors[name])[0])
-    return TAAEConfig.head_dim
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _insert(tree: dict, path: tuple[str, ...], value: np.ndarray) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

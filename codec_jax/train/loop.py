@@ -15,8 +15,8 @@ from codec_jax.codec import Codec
 from codec_jax.data import corpus, pipeline
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
-from codec_jax.load import CHECKPOINTS
 from codec_jax.models.protocol import Geometry
+from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
 from codec_jax.train import sharding, step, validation
 from codec_jax.train.logging import MetricsWriter, Progress

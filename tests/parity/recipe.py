@@ -4,18 +4,20 @@ import hashlib
 
 import numpy as np
 
+from codec_jax.convert.layout import Lazy
 from codec_jax.ops.rope import inverse_frequencies
 
 
 class RecipeTensors(dict):
-    """Upstream names to arrays, each computed when asked for and forgotten again."""
+    """Upstream names to lazy arrays, each computed when it is read and forgotten again."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], salt: str):
         super().__init__(shapes)
         self._salt = salt
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        return recipe_tensor(name, super().__getitem__(name), self._salt)
+    def __getitem__(self, name: str) -> Lazy:
+        shape = super().__getitem__(name)
+        return Lazy(shape, np.dtype(np.float32), lambda: recipe_tensor(name, shape, self._salt))
 
 
 def recipe_tensor(name: str, shape: tuple[int, ...], salt: str) -> np.ndarray:

@@ -42,7 +42,8 @@ def measure(directory: pathlib.Path) -> dict:
     keys = json.loads((directory / "state_dict_keys.json").read_text())
     weights = RecipeTensors({name: tuple(shape) for name, shape, *_ in keys["keys"]}, meta["salt"])
     hashes = {
-        name: hashlib.sha256(weights[name].tobytes()).hexdigest()[:16] for name in meta["sha256_16_of_fp32_bytes"]
+        name: hashlib.sha256(np.asarray(weights[name]).tobytes()).hexdigest()[:16]
+        for name in meta["sha256_16_of_fp32_bytes"]
     }
     cfg, variables, _ = from_torch(weights, meta["config"])
     parameters = sum(leaf.size for leaf in jax.tree.leaves(variables))

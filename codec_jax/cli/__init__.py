@@ -1,0 +1,52 @@
+"""codec-jax: one thin function per verb. Exit codes: 0 done, 1 could not do it, 2 wrong usage."""
+
+import argparse
+import glob
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+
+from codec_jax.cli import coding, convert, data
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; errors are one sentence on stderr."""
+    arguments = parser().parse_args(argv)
+    _choose_platform()
+    from codec_jax.errors import UserError
+
+    try:
+        arguments.verb(arguments)
+    except UserError as error:
+        if arguments.debug:
+            raise
+        print(f"codec-jax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("codec-jax: stopped", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if arguments.debug:
+            raise
+        first_line = str(error).splitlines()[0] if str(error) else ""
+        print(f"codec-jax: {type(error).__name__}: {first_line} (--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _choose_platform() -> None:
+    """With libtpu installed but no accelerator at hand, JAX would search for a TPU and print errors at every start."""
+    devices = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd")
+    if importlib.util.find_spec("libtpu") and not any(glob.glob(pattern) for pattern in devices):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All verbs and their flags."""
+    top = argparse.ArgumentParser(prog="codec-jax", description="Neural speech codecs in JAX.")
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+    coding.add_verbs(verbs)
+    convert.add_verbs(verbs)
+    data.add_verbs(verbs)
+    return top
