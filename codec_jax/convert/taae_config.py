@@ -131,14 +131,11 @@ def _read_bottleneck(config: Mapping[str, Any]) -> FSQConfig:
 
 
 def _head_dim(tensors: Tensors, named: int) -> int:
-    """Upstream's configs do not name the head dim; its query norm has that length."""
-    for name in tensors:
-        if name.endswith("self_attn.q_norm.weight"):
-            found = tensors[name].shape[0]
-            # A stage narrower than the head dim takes one head of its own width.
-            width = _width(tensors, name)
-            return named if width is not None and found == width < named else found
-    return named
+    """Upstream's configs do not name the head dim; query norms have that length, or a narrower stage's width."""
+    lengths = {name: tensors[name].shape[0] for name in tensors if name.endswith("self_attn.q_norm.weight")}
+    longest = max(lengths.values(), default=named)
+    single_heads = all(length == _width(tensors, name) for name, length in lengths.items())
+    return named if single_heads and longest < named else longest
 
 
 def _width(tensors: Tensors, q_norm: str) -> int | None:

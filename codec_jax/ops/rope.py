@@ -8,11 +8,12 @@ from jaxtyping import Array, Float, Int
 def inverse_frequencies(head_dim: int) -> np.ndarray:
     """10000^(-2i/rot_dim) for i < rot_dim/2, rot_dim = head_dim // 2, as float32.
 
-    Computed in float32 NumPy throughout: that is bit-equal to the buffers in upstream's checkpoints.
+    Bit-equal to the buffers in upstream's checkpoints: torch's float32 power is the correctly rounded one, NumPy's own
+    is not (head dim 128), so the power is taken in float64 and rounded; exponent and reciprocal are float32.
     """
     rot_dim = head_dim // 2
     exponent = np.arange(0, rot_dim, 2, dtype=np.float32) / np.float32(rot_dim)
-    return (np.float32(1.0) / (np.float32(10000.0) ** exponent)).astype(np.float32)
+    return np.float32(1.0) / (10000.0 ** exponent.astype(np.float64)).astype(np.float32)
 
 
 def rotate(

@@ -100,6 +100,18 @@ def test_a_checkpoint_without_buffers_gets_them_on_the_way_back(recipe):
         np.testing.assert_array_equal(np.asarray(back[name]), array)
 
 
+@pytest.mark.parametrize(("widths", "head_dim"), [((4, 16), 8), ((16, 16), 8), ((16, 32), 128), ((4, 8), 16)])
+def test_the_head_dim_is_read_from_the_widest_stage(widths, head_dim):
+    """A stage no wider than the head dim has one head of its own width; models of such stages alone say 128."""
+    model = tiny.changed(tiny.MODEL, channels=widths[0], c_mults=(1, widths[1] // widths[0]), head_dim=head_dim)
+    cfg = tiny.changed(tiny.CONFIG, model=model)
+    written, tensors = convert.to_torch(cfg, nn.unbox(taae.init(cfg, jax.random.key(0))), Extras(), "twin")
+    for half in ("encoder", "decoder"):
+        written["model"][half]["config"].pop("dim_heads", None)
+    found = convert.from_torch(tensors, written)[0].model
+    assert found.head_dim == (head_dim if max(widths) > head_dim else 128)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_precisions_become_float32(recipe, dtype):
     config, tensors = recipe

@@ -1,20 +1,25 @@
-"""Activations at every module boundary against upstream's: the table of docs/parity.md.
+"""Activations at every module boundary against upstream's golden sets, or against the PyTorch twin: docs/parity.md.
 
-python -m tests.parity.boundaries ../shared/golden/taae/A ../shared/golden/taae/E
+python -m tests.parity.boundaries golden ../shared/golden/taae/A ../shared/golden/taae/E
+python -m tests.parity.boundaries twin ../shared/golden/taae/A ../shared/golden/taae/E nano-torch
 """
 
 import json
 import pathlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
+from codec_jax import pytorch
 from codec_jax.convert.taae import from_torch
 from codec_jax.models import taae
+from codec_jax.pytorch.taae import patch
 
 # Inside a transformer block: upstream's name, ours.
 BLOCK = {
@@ -67,14 +72,59 @@ def names(model: taae.TAAEConfig) -> Iterator[tuple[str, tuple[str, ...], int | 
                     yield block, (*path, "transformer", "blocks", *ours), layer
 
 
-def errors(directory: pathlib.Path) -> dict[str, float]:
-    """Largest difference over largest magnitude, for every boundary that the golden set holds."""
+def golden_errors(directory: pathlib.Path) -> dict[str, float]:
+    """JAX against every activation that a golden set holds."""
     tensors = load_file(directory / "tensors.safetensors")
+    theirs = {name.removeprefix("act/"): array for name, array in tensors.items() if name.startswith("act/")}
+    theirs["pretransform"] = tensors["pretransform"]
+    return errors(directory, tensors["input"], tensors["fsq_codes"].swapaxes(1, 2), theirs)
+
+
+def twin_errors(directory: pathlib.Path) -> dict[str, float]:
+    """JAX against every module of the PyTorch twin: on a golden set's input, else on noise and codes of other noise."""
+    twin = pytorch.load(directory)
+    if (directory / "tensors.safetensors").exists():
+        tensors = load_file(directory / "tensors.safetensors")
+        audio, codes = tensors["input"], np.ascontiguousarray(tensors["fsq_codes"].swapaxes(1, 2))
+    else:
+        rng = np.random.default_rng(0)
+        audio = 0.1 * rng.standard_normal((2, twin.config.audio_channels, 50 * twin.hop_length), dtype=np.float32)
+        codes = np.tanh(rng.standard_normal((2, 50, len(twin.config.levels)), dtype=np.float32))
+    patches = patch(torch.from_numpy(audio), twin.config.patch_size)
+    theirs = {f"encoder.{name}": array for name, array in _activations(twin.encoder, patches).items()}
+    theirs |= {
+        f"decoder.{name}": array for name, array in _activations(twin.decoder, torch.from_numpy(codes).mT).items()
+    }
+    return errors(directory, audio, codes, {"pretransform": patches.numpy(), **theirs})
+
+
+def _activations(module: torch.nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+
+    def hook(name):
+        return lambda _, __, out: found.update({name: out.numpy()})
+
+    hooks = [part.register_forward_hook(hook(name)) for name, part in module.named_modules() if name]
+    with torch.no_grad():
+        module(x)
+    for handle in hooks:
+        handle.remove()
+    return found
+
+
+def errors(
+    directory: pathlib.Path, audio: np.ndarray, codes: np.ndarray, theirs: Mapping[str, np.ndarray]
+) -> dict[str, float]:
+    """Largest difference over largest magnitude at every boundary in `theirs`.
+
+    directory: upstream's config and weights. audio: [batch, channel, time] for the encoder. codes: [batch, frame,
+    latent] for the decoder. theirs: activations by upstream's module names, in upstream's layouts.
+    """
     config = json.loads((directory / "model_config.json").read_text())
     cfg, variables, _ = from_torch(load_file(directory / "model.safetensors"), config)
     inputs = {
-        "encoder": taae.patch(jnp.asarray(tensors["input"]).swapaxes(1, 2), cfg.model.patch_size),
-        "decoder": jnp.asarray(tensors["fsq_codes"]).swapaxes(1, 2),
+        "encoder": taae.patch(jnp.asarray(audio).swapaxes(1, 2), cfg.model.patch_size),
+        "decoder": jnp.asarray(codes),
     }
     modules = {"encoder": taae.Encoder(cfg.model), "decoder": taae.Decoder(cfg.model)}
     found = {
@@ -83,11 +133,11 @@ def errors(directory: pathlib.Path) -> dict[str, float]:
         )["intermediates"]
         for half, module in modules.items()
     }
-    rows = {"pretransform": _error(inputs["encoder"].swapaxes(1, 2), tensors["pretransform"])}
+    rows = {"pretransform": _error(inputs["encoder"].swapaxes(1, 2), theirs["pretransform"])}
     for name, path, layer in names(cfg.model):
-        if f"act/{name}" in tensors and (ours := _find(found, path)) is not None:
+        if name in theirs and (ours := _find(found, path)) is not None:
             ours = ours if layer is None else ours[layer]
-            rows[name] = _error(_layout(ours, name, layer, tensors[f"act/{name}"].shape), tensors[f"act/{name}"])
+            rows[name] = _error(_layout(ours, name, layer, theirs[name].shape), theirs[name])
     return rows
 
 
@@ -116,10 +166,25 @@ def _error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+def _by_layer(rows: Mapping[str, float]) -> dict[str, float]:
+    """The largest error of a layer and everything inside it."""
+    worst: dict[str, float] = {}
+    for name, error in rows.items():
+        layer = re.match(r"\w+(\.layers\.\d+){0,2}(\.\d+)?", name)[0]
+        worst[layer] = max(error, worst.get(layer, 0.0))
+    return dict(sorted(worst.items(), key=lambda item: _order(item[0])))
+
+
+def _order(name: str) -> tuple:
+    return name.startswith("decoder"), [int(n) for n in re.findall(r"\d+", name)]
+
+
 def main() -> None:
-    for directory in map(pathlib.Path, sys.argv[1:]):
-        rows = errors(directory)
-        print(f"\n### Set {directory.name}: {len(rows)} boundaries, largest {max(rows.values()):.1e}\n")
+    measure = {"golden": golden_errors, "twin": twin_errors}[sys.argv[1]]
+    for directory in map(pathlib.Path, sys.argv[2:]):
+        rows = measure(directory)
+        print(f"\n### {directory.name}: {len(rows)} boundaries, largest {max(rows.values()):.1e}\n")
+        rows = _by_layer(rows) if sys.argv[1] == "twin" else rows
         print("| upstream module | relative error |\n|---|---|")
         for name, error in rows.items():
             print(f"| `{name}` | {error:.1e} |")

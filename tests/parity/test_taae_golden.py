@@ -37,9 +37,16 @@ def latents_of(cfg, variables, audio):
 
 def test_every_boundary(golden):
     for name, least in (("A", 40), ("E", 80)):
-        rows = boundaries.errors(golden.path(f"taae/{name}"))
+        rows = boundaries.golden_errors(golden.path(f"taae/{name}"))
         assert len(rows) >= least
         assert max(rows.values()) < 1e-4, max(rows, key=rows.get)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_boundary_of_the_twin(golden, name):
+    rows = boundaries.twin_errors(golden.path(f"taae/{name}"))
+    assert len(rows) >= 140
+    assert max(rows.values()) < 1e-5, max(rows, key=rows.get)
 
 
 def test_latents_tokens_and_audio(case):

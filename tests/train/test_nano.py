@@ -6,12 +6,16 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+import torch
 
 import codec_jax
+from codec_jax import cli, pytorch
 from codec_jax.audio import files
 from codec_jax.evaluate import metrics
+from tests.parity import boundaries
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,6 +51,28 @@ def test_recorded_voices(run, speech):
         assert len(decoded) == audio.shape[1]
         scores.append(metrics.stoi(audio[0], decoded, rate))
     assert np.nanmean(scores) >= 0.68
+
+
+def test_the_twin_and_the_way_back(run, tmp_path):
+    """What was trained here, in PyTorch: every layer, latents, tokens and audio of a held-out voice; and home again."""
+    from codec_jax.data import synth
+
+    exported = tmp_path / "torch"
+    assert cli.main(["convert", str(run[0]), str(exported), "--to", "torch"]) == 0
+    assert max(boundaries.twin_errors(exported).values()) < 1e-5
+    codec, twin = codec_jax.load(run[0]), pytorch.load(exported)
+    audio, _ = files.read(sorted((synth.default_corpus() / "valid").rglob("*.flac"))[0])
+    audio = audio[:, : len(audio[0]) // codec.hop_length * codec.hop_length]
+    with torch.no_grad():
+        latents = twin.latents(torch.from_numpy(audio[None])).numpy()
+    ours = codec.latents(audio[None])
+    assert np.abs(ours - latents).max() / np.abs(latents).max() < 1e-5
+    tokens = twin.encode(torch.from_numpy(audio[None]))
+    np.testing.assert_array_equal(codec.encode(audio[0], normalize=False).codes, tokens.numpy())
+    decoded = codec.decode(codec.encode(audio[0], normalize=False))
+    theirs = twin.decode(tokens).numpy()[0, 0]
+    assert np.abs(decoded - theirs).max() / np.abs(theirs).max() < 1e-5
+    jax.tree.map(np.testing.assert_array_equal, codec_jax.load(exported).params, codec.params)
 
 
 def test_no_sentence_or_voice_is_on_both_sides(run):
