@@ -134,7 +134,7 @@ def _notes(source: upstream.Source) -> tuple[str, ...]:
 def _from_hub(name: str) -> epath.Path:
     """The local snapshot of a repository on the hub, fetched where it is not there yet."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"there is no {name}.")
+        raise UserError(f"there is no model {name}.")
     if importlib.util.find_spec("huggingface_hub") is None:
         raise UserError(f"there is no directory {name}; if it is a model on the hub, pip install codec-jax[hub] first.")
     import huggingface_hub

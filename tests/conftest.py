@@ -76,3 +76,23 @@ def upstream_directory(recipe, tmp_path):
     (directory / "model_config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "model.safetensors", {"format": "pt"})
     return directory
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A run of a few steps whose model upstream could express."""
+    import soundfile
+
+    from codec_jax.train import loop
+    from tests import tiny
+
+    root = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    (root / "speech").mkdir()
+    for i in range(4):
+        soundfile.write(root / "speech" / f"{i}.wav", 0.1 * rng.standard_normal(8000), 16_000)
+    config = tiny.experiment(steps=4, eval_every=4, checkpoint_every=2)
+    model = tiny.changed(config.model, head_dim=128)
+    data = tiny.changed(config.data, train=str(root / "speech"))
+    loop.run(tiny.changed(config, model=model, data=data), root / "run")
+    return root / "run"

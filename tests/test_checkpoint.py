@@ -27,8 +27,13 @@ def test_the_last_ones_are_kept_with_their_metadata(tmp_path):
     assert metadata == {"data": {"position": 3}}
     checkpoints.close()
     assert sorted(path.name for path in (tmp_path / "c").iterdir() if path.name.isdigit()) == ["2", "3"]
-    np.testing.assert_array_equal(checkpoint.restore_subtree(tmp_path / "c", ("params", "w")), np.arange(4.0) + 3)
-    assert checkpoint.restore_subtree(tmp_path / "c", ("ema", "w")) is None
+    for asked, step in ((None, 3), (2, 2)):
+        weights, found = checkpoint.restore_subtree(tmp_path / "c", ("params", "w"), asked)
+        assert found == step
+        np.testing.assert_array_equal(weights, np.arange(4.0) + step)
+    assert checkpoint.restore_subtree(tmp_path / "c", ("ema", "w"))[0] is None
+    with pytest.raises(UserError, match="no checkpoint of step 1: it has 2, 3"):
+        checkpoint.restore_subtree(tmp_path / "c", ("params", "w"), 1)
 
 
 def test_no_checkpoint_yet(tmp_path):

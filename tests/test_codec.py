@@ -225,7 +225,7 @@ def test_tokens_of_another_model_are_refused(codec):
 
 
 def test_load_says_what_is_missing(tmp_path, codec):
-    with pytest.raises(UserError, match="no model directory"):
+    with pytest.raises(UserError, match="there is no model"):
         codec_jax.load(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="is no model"):

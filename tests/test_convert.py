@@ -8,13 +8,11 @@ import sys
 import jax
 import numpy as np
 import pytest
-import soundfile
 import torch
 from safetensors.numpy import load_file, save_file
 
 import codec_jax
 from codec_jax import cli, experiment, sources
-from codec_jax.train import loop
 from tests import tiny
 from tests.test_cli import fails
 
@@ -28,21 +26,6 @@ def assert_same_tensors(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of a few steps whose model upstream could express."""
-    root = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    (root / "speech").mkdir()
-    for i in range(4):
-        soundfile.write(root / "speech" / f"{i}.wav", 0.1 * rng.standard_normal(8000), 16_000)
-    config = tiny.experiment(steps=4, eval_every=4, checkpoint_every=2)
-    model = tiny.changed(config.model, head_dim=128)
-    data = tiny.changed(config.data, train=str(root / "speech"))
-    loop.run(tiny.changed(config, model=model, data=data), root / "run")
-    return root / "run"
 
 
 # ---- from upstream -----------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from codec_jax import cli
-from tests.test_convert import hub, run, training_checkpoint  # noqa: F401
+from tests.test_convert import hub, training_checkpoint  # noqa: F401
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "converting.md"
 

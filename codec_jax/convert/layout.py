@@ -17,14 +17,21 @@ Tensors = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-    """An array to come: np.asarray computes it, anew every time, so that a large model converts tensor by tensor."""
+    """An array to come: np.asarray computes it, anew every time, so that a large model converts tensor by tensor.
+
+    layers: of a stacked one, each to be had alone.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     compute: Callable[[], np.ndarray]
+    layers: tuple["Lazy", ...] = ()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.compute(), dtype)
+
+    def __getitem__(self, layer: int) -> "Lazy":
+        return self.layers[layer]
 
 
 class Leaf(NamedTuple):
@@ -53,10 +60,9 @@ class Leaf(NamedTuple):
         return transposed.transpose(np.argsort(self.axes))
 
     @property
-    def our_shape(self) -> tuple[int, ...]:
-        """Of the parameter, its layers stacked."""
-        one = self.ours or tuple(self.shape[axis] for axis in self.axes) or self.shape
-        return (len(self.names), *one) if self.stacked else one
+    def layer_shape(self) -> tuple[int, ...]:
+        """Of one layer of ours."""
+        return self.ours or tuple(self.shape[axis] for axis in self.axes) or self.shape
 
 
 def params_from_torch(leaves: Iterable[Leaf], tensors: Tensors) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def params_from_torch(leaves: Iterable[Leaf], tensors: Tensors) -> dict[str, Any
     for leaf in leaves:
         for name in leaf.names:
             _check(tensors, name, leaf.shape)
-        _insert(params, leaf.path, Lazy(leaf.our_shape, np.dtype(np.float32), _reader(leaf, tensors)))
+        _insert(params, leaf.path, _stacked(leaf, tensors) if leaf.stacked else _one(leaf, tensors[leaf.names[0]]))
     return params
 
 
@@ -89,24 +95,23 @@ def materialise(tree: Any) -> Any:
     return np.asarray(tree)
 
 
-def other_dtypes(leaves: Iterable[Leaf], tensors: Tensors) -> dict[str, int]:
-    """How many of the tensors that become parameters are not float32, by dtype."""
-    counts: dict[str, int] = {}
-    for leaf in leaves:
-        for name in leaf.names:
-            if (dtype := str(tensors[name].dtype)) != "float32":
-                counts[dtype] = counts.get(dtype, 0) + 1
-    return counts
+def _one(leaf: Leaf, tensor: Any) -> Lazy:
+    """One layer of a parameter."""
+    return Lazy(
+        leaf.layer_shape, np.dtype(np.float32), lambda: leaf.to_jax(np.asarray(tensor)).astype(np.float32, copy=False)
+    )
 
 
-def _reader(leaf: Leaf, tensors: Tensors) -> Callable[[], np.ndarray]:
-    def read() -> np.ndarray:
-        out = np.empty(leaf.our_shape, np.float32)
-        for target, name in zip(out if leaf.stacked else [out], leaf.names):
-            target[...] = leaf.to_jax(np.asarray(tensors[name]))
+def _stacked(leaf: Leaf, tensors: Tensors) -> Lazy:
+    layers = tuple(_one(leaf, tensors[name]) for name in leaf.names)
+
+    def compute() -> np.ndarray:
+        out = np.empty((len(layers), *leaf.layer_shape), np.float32)
+        for target, layer in zip(out, layers):
+            target[...] = layer.compute()
         return out
 
-    return read
+    return Lazy((len(layers), *leaf.layer_shape), np.dtype(np.float32), compute, layers)
 
 
 def _writer(leaf: Leaf, params: Any, layer: int) -> Callable[[], np.ndarray]:

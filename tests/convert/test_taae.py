@@ -30,6 +30,13 @@ def changed(config, value, *path):
     return config
 
 
+def weights(cfg):
+    """Random variables of the right shapes; the modules say which those are."""
+    rng = np.random.default_rng(0)
+    abstract = nn.unbox(jax.eval_shape(lambda: taae.init(cfg, jax.random.key(0))))
+    return jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, dtype=np.float32), abstract)
+
+
 @pytest.mark.parametrize("name", ["A", "E"])
 def test_every_tensor_is_accounted_for(golden, name):
     tensors = golden(f"taae/{name}/model.safetensors")
@@ -51,7 +58,7 @@ def test_every_tensor_is_accounted_for(golden, name):
 @pytest.mark.parametrize("fields", [{}, {"use_snake": True, "use_dilated_conv": True, "conformer": True}])
 def test_leaves_are_the_modules_own_tree_and_layouts_invert(fields):
     cfg = tiny.changed(tiny.CONFIG, model=tiny.changed(tiny.MODEL, c_mults=(1, 2), **fields))
-    variables = jax.tree.map(np.asarray, nn.unbox(taae.init(cfg, jax.random.key(0))))
+    variables = weights(cfg)
     tensors = layout.tensors_from_params(convert.leaves(cfg.model), variables["params"])
     again = layout.params_from_torch(convert.leaves(cfg.model), tensors)
     assert jax.tree.map(np.shape, again) == jax.tree.map(np.shape, variables["params"])
@@ -105,7 +112,7 @@ def test_the_head_dim_is_read_from_the_widest_stage(widths, head_dim):
     """A stage no wider than the head dim has one head of its own width; models of such stages alone say 128."""
     model = tiny.changed(tiny.MODEL, channels=widths[0], c_mults=(1, widths[1] // widths[0]), head_dim=head_dim)
     cfg = tiny.changed(tiny.CONFIG, model=model)
-    written, tensors = convert.to_torch(cfg, nn.unbox(taae.init(cfg, jax.random.key(0))), Extras(), "twin")
+    written, tensors = convert.to_torch(cfg, weights(cfg), Extras(), "twin")
     for half in ("encoder", "decoder"):
         written["model"][half]["config"].pop("dim_heads", None)
     found = convert.from_torch(tensors, written)[0].model
@@ -171,7 +178,7 @@ def test_a_new_config_reads_back():
         bottleneck = taae.FSQConfig(levels=(5, 4, 3), noise_dropout=0.25)
         cfg = taae.Config(model, bottleneck)
         written = taae_config.write(cfg, {}, "upstream")
-        variables = nn.unbox(taae.init(cfg, jax.random.key(0)))
+        variables = weights(cfg)
         _, tensors = convert.to_torch(cfg, variables, Extras())
         assert convert.from_torch(tensors, written)[0] == cfg
 

@@ -89,8 +89,8 @@ def test_stopped_and_resumed_equals_uninterrupted(corpus, finished, tmp_path, mo
     assert [row["step"] for row in rows(workdir)] == [0, 1, 2, 3, 4]
     loop.run(experiment(corpus), workdir)
     for name in ("params", "ema"):
-        ours = checkpoint.restore_subtree(workdir / "checkpoints", ("players", "codec", name))
-        theirs = checkpoint.restore_subtree(finished / "checkpoints", ("players", "codec", name))
+        ours = checkpoint.restore_subtree(workdir / "checkpoints", ("players", "codec", name))[0]
+        theirs = checkpoint.restore_subtree(finished / "checkpoints", ("players", "codec", name))[0]
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
     def results(workdir):
