@@ -9,7 +9,7 @@ import sys
 
 
 def main() -> int:
-    """Exit codes: 0 trained, 1 could not, 2 wrong usage, 130 interrupted."""
+    """Exit codes: 0 trained, 1 could not, 2 wrong usage, 130 interrupted, 143 told to stop (SIGTERM), and saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE.py:VARIANT", help="e.g. configs/taae.py:nano")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory, new or to be resumed")
@@ -27,6 +27,9 @@ def main() -> int:
             raise
         print(f"train.py: {error}", file=sys.stderr)
         return 1
+    except codec_jax.train.Preempted as stop:
+        print(f"train.py: {stop}; the same command goes on from there", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         print("train.py: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

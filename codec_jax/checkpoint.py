@@ -4,6 +4,8 @@ A checkpoint is the training state and, as metadata, JSON: the data iterator's p
 whatever else names what was saved. Restoring always goes through our own abstract tree and shardings.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -19,16 +21,20 @@ _policies = ocp.training
 
 
 class Checkpoints:
-    """The directory `checkpoints/` of a run: saves in the background, keeps the last `keep`."""
+    """The directory `checkpoints/` of a run: saves in the background, keeps the last `keep` and every `keep_every`."""
 
-    def __init__(self, directory: epath.PathLike, keep: int):
+    def __init__(self, directory: epath.PathLike, keep: int, keep_every: int = 0):
+        preserved = [_policies.preservation_policies.LatestN(keep)]
+        if keep_every:
+            preserved.append(_policies.preservation_policies.EveryNSteps(keep_every))
         self._checkpointer = ocp.training.Checkpointer(
             _absolute(directory),
             # The loop decides when to save; Orbax's own default would save whenever it is idle, and keep everything.
             save_decision_policy=_policies.save_decision_policies.FixedIntervalPolicy(1),
-            preservation_policy=_policies.preservation_policies.LatestN(keep),
+            preservation_policy=_policies.preservation_policies.AnyPreservationPolicy(preserved),
             cleanup_tmp_directories=True,
         )
+        self._directory = directory
         self._pending: Any = None
 
     @property
@@ -41,21 +47,35 @@ class Checkpoints:
         """Starts a save; waits for the one before, so that its failure surfaces here and not at the end."""
         self.wait()
         if step != self.latest_step:
-            self._pending = self._checkpointer.save_checkpointables_async(
-                step, {_STATE: state}, custom_metadata=metadata, force=True
-            )
+            with self._explained():
+                self._pending = self._checkpointer.save_checkpointables_async(
+                    step, {_STATE: state}, custom_metadata=metadata, force=True
+                )
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete; raises what it raised."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+        """Blocks until the save under way is complete. Raises UserError where it failed."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._explained():
+                pending.result()
 
-    def restore(self, step: int, abstract_state: PyTree) -> tuple[PyTree, dict[str, Any]]:
-        """State (arrays with the shardings of `abstract_state`) and metadata of a step."""
-        metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        loaded = self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})
-        return loaded[_STATE], dict(metadata or {})
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of the file system, of tensorstore, of an object store's client
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            newest = self.latest_step
+            intact = "there is none yet" if newest is None else f"step {newest} is the last complete one"
+            raise UserError(f"a checkpoint could not be saved to {self._directory}, {intact}: {reason}") from error
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What was saved beside the state of a step."""
+        return dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
+
+    def restore(self, step: int, abstract_state: PyTree) -> PyTree:
+        """The state of a step, with the shardings of `abstract_state`."""
+        return self._checkpointer.load_checkpointables(step, {_STATE: abstract_state})[_STATE]
 
     def close(self) -> None:
         """Waits and lets go of the directory."""

@@ -16,103 +16,29 @@ from ml_collections import config_dict, config_flags
 
 from codec_jax import models
 from codec_jax.errors import UserError
-from codec_jax.losses.spectral import STFTLossConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where audio comes from. Directories are searched recursively; None means the synthetic corpus.
-
-    valid: None with `train` given holds out `valid_fraction` of the training files (at least one).
-    batch_size: crops per step over all devices. loudness: LUFS of a crop, jittered by up to +-loudness_jitter.
-    """
-
-    train: str | None = None
-    valid: str | None = None
-    valid_fraction: float = 0.05
-    max_valid_clips: int = 32
-    batch_size: int = 128
-    crop_seconds: float = 5.12
-    loudness: float = -20.0
-    loudness_jitter: float = 5.0
-    phase_flip: float = 0.5
-    num_threads: int = 4
-    prefetch: int = 64
-
-
-_PAPER_STFT = STFTLossConfig(fft_sizes=(2048,), hop_sizes=(512,), win_lengths=(2048,))
-
-
-@dataclasses.dataclass(frozen=True)
-class LossConfig:
-    """Weights of the reconstruction terms; a zero leaves the term out.
-
-    l1, l2: on the waveform. stft: `mrstft` (spec TAAE section 6). mel: the seven-scale mel distance that validation
-    reports.
-    """
-
-    l1: float = 1.0
-    l2: float = 0.0
-    stft: float = 1.0
-    mel: float = 0.0
-    mrstft: STFTLossConfig = _PAPER_STFT
-
-    def validate(self) -> None:
-        """Raises UserError for negative weights, or for none at all."""
-        weights = {"l1": self.l1, "l2": self.l2, "stft": self.stft, "mel": self.mel}
-        if min(weights.values()) < 0 or not any(weights.values()):
-            raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
-        self.mrstft.validate()
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW with linear warm-up and a cosine to `final_fraction` of the peak; EMA after ema-pytorch (0: none)."""
-
-    learning_rate: float = 8e-4
-    b1: float = 0.9
-    b2: float = 0.99
-    weight_decay: float = 1e-3
-    warmup_steps: int = 1000
-    final_fraction: float = 0.1
-    clip_norm: float = 1.0
-    ema_decay: float = 0.9999
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingConfig:
-    """Length and rhythm of a run, in optimiser steps."""
-
-    steps: int = 500_000
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 10_000
-    checkpoint_every: int = 5_000
-    keep_checkpoints: int = 3
-    max_samples: int = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 and takes what is left."""
-
-    replica: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.settings import DataConfig, LossConfig, MeshConfig, OptimConfig, StageConfig, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One run: the codec (family, model, bottleneck), its data, losses, optimiser, rhythm and mesh."""
+    """One run: the codec (family, model, bottleneck), and how it is trained.
+
+    losses, optim: of every stage that does not bring its own. stages: in order, by name; none means one of everything.
+    discriminator_seconds: the discriminators judge a window of this length, drawn anew every step (0: the whole crop).
+    """
 
     family: str
     model: Any
     bottleneck: Any
-    data: DataConfig = DataConfig()
-    losses: LossConfig = LossConfig()
-    optim: OptimConfig = OptimConfig()
-    training: TrainingConfig = TrainingConfig()
-    mesh: MeshConfig = MeshConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    losses: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
+    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    discriminator_seconds: float = 0.0
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     @property
     def codec(self) -> Any:
@@ -122,34 +48,67 @@ class Experiment:
     def validate(self) -> None:
         """Raises UserError where fields contradict each other, saying which to change."""
         self.codec.validate()
-        data, training, optim = self.data, self.training, self.optim
+        data, training = self.data, self.training
         positive = {
             "data.batch_size": data.batch_size,
             "data.max_valid_clips": data.max_valid_clips,
             "training.steps": training.steps,
+            "training.accumulate": training.accumulate,
             "training.log_every": training.log_every,
             "training.eval_every": training.eval_every,
             "training.checkpoint_every": training.checkpoint_every,
             "training.keep_checkpoints": training.keep_checkpoints,
+            "training.max_skips": training.max_skips,
         }
         for name, value in positive.items():
             if value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}.")
-        # An STFT reflects half its longest window at the ends of a crop.
-        least = max(self.losses.mrstft.fft_sizes) // 2 + 1 if self.losses.stft else 1
-        if self.crop_samples < least:
+        if data.batch_size % training.accumulate:
             raise UserError(
-                f"data.crop_seconds={data.crop_seconds} gives {self.crop_samples} samples: give {least} or more."
+                f"data.batch_size={data.batch_size} does not divide into {training.accumulate} parts "
+                "(training.accumulate)."
             )
         if not 0 < data.valid_fraction < 1:
             raise UserError(f"data.valid_fraction must lie between 0 and 1, not {data.valid_fraction}.")
-        if not 0 <= optim.ema_decay < 1:
-            raise UserError(f"optim.ema_decay must lie in [0, 1), not {optim.ema_decay}.")
-        if optim.learning_rate <= 0:
-            raise UserError(f"optim.learning_rate must be positive, not {optim.learning_rate}.")
         if data.valid is not None and data.train is None:
             raise UserError("data.valid is set but data.train is not: give both, or data.train alone.")
-        self.losses.validate()
+        for stage in self.stages.values() or [StageConfig()]:
+            self._validate_stage(stage)
+
+    def _validate_stage(self, stage: StageConfig) -> None:
+        losses = stage.losses or self.losses
+        losses.validate()
+        for optim in (self.optim, stage.optim, stage.discriminator_optim):
+            if optim is not None:
+                optim.validate()
+        if stage.steps <= 0:
+            raise UserError(f"a stage needs steps above 0, not {stage.steps}.")
+        if losses.adversarial_terms and not stage.discriminate:
+            raise UserError(
+                "losses.adversarial and losses.feature_matching need a stage that trains discriminators: set "
+                "discriminate=True in its StageConfig."
+            )
+        # An STFT reflects half its longest window at the ends of a crop.
+        least = max(losses.mrstft.fft_sizes) // 2 + 1 if losses.stft else 1
+        if self.crop_samples < least:
+            raise UserError(
+                f"data.crop_seconds={self.data.crop_seconds} gives {self.crop_samples} samples: give {least} or more."
+            )
+        if stage.discriminate:
+            self.discriminator.validate()
+            if self.discriminator_samples < max(self.discriminator.n_ffts):
+                raise UserError(
+                    f"the discriminators hear {self.discriminator_samples} samples, fewer than their longest STFT: "
+                    "give a longer discriminator_seconds or data.crop_seconds, or shorter discriminator.n_ffts."
+                )
+
+    @property
+    def discriminator_samples(self) -> int:
+        """Samples of the window that the discriminators judge."""
+        if not self.discriminator_seconds:
+            return self.crop_samples
+        rate = models.FAMILIES[self.family].geometry(self.codec).sample_rate
+        return min(self.crop_samples, round(self.discriminator_seconds * rate))
 
     @property
     def crop_samples(self) -> int:
@@ -213,6 +172,8 @@ def _coerce(annotation: Any, value: Any, name: str) -> Any:
         if value is None and type(None) in arguments:
             return None
         return _coerce(next(a for a in arguments if a is not type(None)), value, name)
+    if origin is dict and isinstance(value, dict):
+        return {key: _coerce(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
     if origin is tuple and isinstance(value, list | tuple):
         if arguments[-1] is Ellipsis:
             return tuple(_coerce(arguments[0], item, name) for item in value)
@@ -277,7 +238,12 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[0]
         raise UserError(f"cannot apply {' '.join(overrides)}: {reason}") from error
-    return from_dict(resolved)
+    return from_dict(_in_order_of(to_dict(experiment), resolved))
+
+
+def _in_order_of(model: dict[str, Any], tree: dict[str, Any]) -> dict[str, Any]:
+    """ConfigDict sorts its keys; stages have an order."""
+    return {key: _in_order_of(model[key], tree[key]) if isinstance(model[key], dict) else tree[key] for key in model}
 
 
 def _check_field(fields: dict[str, Any], path: str) -> None:

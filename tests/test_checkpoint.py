@@ -22,7 +22,7 @@ def test_the_last_ones_are_kept_with_their_metadata(tmp_path):
         checkpoints.save(step, {**state, "params": {"w": jnp.arange(4.0) + step}}, {"data": {"position": step}})
     checkpoints.wait()
     assert checkpoints.latest_step == 3
-    restored, metadata = checkpoints.restore(3, state)
+    restored, metadata = checkpoints.restore(3, state), checkpoints.metadata(3)
     np.testing.assert_array_equal(restored["params"]["w"], np.arange(4.0) + 3)
     assert metadata == {"data": {"position": 3}}
     checkpoints.close()

@@ -41,7 +41,7 @@ def train_iterator(
     shard_index: int = 0,
     shard_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless batches {"audio": float32 [batch_size / shard_count, channels, crop_samples]} of a shard.
+    """Endless batches of a shard: "audio", float32 [batch_size / shard_count, channels, crop_samples], int32 "clip".
 
     crop_samples: the length the model takes (None: config.crop_seconds). `get_state` and `set_state` continue
     the stream exactly, also with another shard_count: shard i of n has items i, i + n, ... of a batch.
@@ -97,7 +97,7 @@ class _Passes:
 
 @dataclasses.dataclass
 class _Crop:
-    """Clip index and generator -> {"audio": [channels, samples]}: a crop at a drawn loudness and polarity."""
+    """Clip index and generator -> "audio" [channels, samples] at a drawn loudness and polarity, and its "clip"."""
 
     clips: tuple[Clip, ...]
     config: DataConfig
@@ -111,22 +111,22 @@ class _Crop:
         self._failed: set[int] = set()
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        audio = self._cut(index, rng)
+        audio, used = self._cut(index, rng)
         target = self.config.loudness + rng.uniform(-1, 1) * self.config.loudness_jitter
         gain = loudness_gain(audio, self.sample_rate, target)
         if rng.random() < self.config.phase_flip:
             gain = -gain
-        return {"audio": audio * np.float32(gain)}
+        return {"audio": audio * np.float32(gain), "clip": np.int32(used)}
 
     def length(self, clip: Clip) -> int:
         """Samples of the clip at the model's rate."""
         return resampled_length(clip.frames, clip.sample_rate, self.sample_rate)
 
-    def _cut(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """A crop of the clip, or, where it fails to decode, of another: no bad file may end a long run."""
+    def _cut(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A crop of the clip, or, where it fails to decode, of another, and whose: no bad file may end a long run."""
         for _ in range(_REPLACEMENTS):
             try:
-                return self._sound(index, rng)
+                return self._sound(index, rng), index
             except UserError as error:
                 failure = error
                 if index not in self._failed:

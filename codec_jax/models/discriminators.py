@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from codec_jax.errors import UserError
+from codec_jax.models.flops import conv, stft_flops
 from codec_jax.nn.conv import gathered
 from codec_jax.nn.linear import partitioned, torch_uniform
 from codec_jax.ops.stft import hann, stft
@@ -184,3 +185,20 @@ def judge(
     In training take them one by one: together their feature maps are hundreds of times the audio's size.
     """
     return [judge_scale(cfg, params, scale, audio) for scale in range(len(cfg.n_ffts))]
+
+
+def flops(cfg: DiscriminatorConfig, samples: int) -> dict[str, float]:
+    """Of one judgement of one clip of `samples` samples, by scale (models/flops.py)."""
+    return {f"scale_{scale}": _scale_flops(cfg, samples, scale) for scale in range(len(cfg.n_ffts))}
+
+
+def _scale_flops(cfg: DiscriminatorConfig, samples: int, scale: int) -> float:
+    n_fft, hop_length, _ = cfg.resolutions[scale]
+    shape = (1 + (samples - n_fft) // hop_length, n_fft // 2 + 1)
+    total = cfg.in_channels * stft_flops(shape[0], n_fft)
+    square, width = (cfg.kernel[0], cfg.kernel[0]), cfg.filters
+    total += conv(shape, cfg.kernel) * 2 * cfg.in_channels * width
+    for dilation in cfg.dilations:
+        total += conv(shape, cfg.kernel, cfg.stride, (dilation, 1)) * width**2
+        shape = -(-shape[0] // cfg.stride[0]), -(-shape[1] // cfg.stride[1])
+    return total + conv(shape, square) * (width**2 + width)

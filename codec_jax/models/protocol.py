@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
+import jax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 PyTree = Any
@@ -34,6 +35,22 @@ class Geometry(NamedTuple):
     receptive_field: tuple[int, int] | None
 
 
+class Keys(NamedTuple):
+    """Chance in a training forward pass: one key for the whole step, and one for every clip of the batch.
+
+    A clip's draws are its own, so that a batch computed in parts is the batch computed whole.
+    """
+
+    step: PRNGKeyArray
+    clips: PRNGKeyArray
+
+
+def spread(key: PRNGKeyArray, clips: int) -> Keys:
+    """One key into those of a step and of so many clips."""
+    step, each = jax.random.split(key)
+    return Keys(step, jax.random.split(each, clips))
+
+
 class Forward(NamedTuple):
     """What one training forward pass gives. `target` is the audio to compare `audio` with, aligned with it."""
 
@@ -59,6 +76,8 @@ class Family(Protocol):
     def rate(self, cfg: Any, bottleneck: Any, num_streams: int | None) -> Rate: ...
     def codebook_sizes(self, cfg: Any, rate: Rate) -> tuple[int, ...]: ...
     def init(self, cfg: Any, key: PRNGKeyArray) -> Variables: ...
-    def forward(self, cfg: Any, variables: Variables, audio: Array, key: PRNGKeyArray, *, train: bool) -> Forward: ...
+    def forward(self, cfg: Any, variables: Variables, audio: Array, keys: Keys, *, train: bool) -> Forward: ...
+    def usage(self, cfg: Any, forward: Forward) -> Array: ...
     def encode(self, cfg: Any, variables: Variables, audio: Array, frames: Array | None, rate: Rate) -> Array: ...
     def decode(self, cfg: Any, variables: Variables, codes: Array, frames: Array | None, rate: Rate) -> Array: ...
+    def flops(self, cfg: Any, samples: int) -> dict[str, float]: ...

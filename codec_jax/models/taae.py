@@ -15,7 +15,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from codec_jax.errors import UserError
 from codec_jax.models.autoencoder import DILATIONS, Decoder, Encoder, TAAEConfig, frame_rates, patch, unpatch
-from codec_jax.models.protocol import Forward, Geometry, Rate, Variables
+from codec_jax.models.flops import autoencoder_flops
+from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables
 from codec_jax.nn.transformer import Valid
 from codec_jax.quantizers import fsq, residual_fsq
 
@@ -168,7 +169,7 @@ def forward(
     cfg: Config,
     variables: Variables,
     audio: Float[Array, "batch time channel"],
-    key: PRNGKeyArray,
+    keys: Keys,
     *,
     train: bool,
 ) -> Forward:
@@ -177,11 +178,16 @@ def forward(
     bottleneck = cfg.bottleneck
     if train:
         level_sets = bottleneck.train_levels or (bottleneck.levels,)
-        quantised, codes = fsq.train(latents, key, level_sets, bottleneck.noise_dropout)
+        quantised, codes = fsq.train(latents, keys.step, keys.clips, level_sets, bottleneck.noise_dropout)
     else:
         codes = fsq.encode(latents, bottleneck.levels)
         quantised = fsq.decode(codes, bottleneck.levels)
     return Forward(synthesise(cfg, variables, quantised), audio, codes[:, None], latents, {}, variables)
+
+
+def usage(cfg: Config, forward: Forward) -> Int[Array, "dim level"]:
+    """How often every level of every latent dimension is what a latent rounds to; negative beyond its levels."""
+    return fsq.level_counts(forward.latents, cfg.bottleneck.levels)
 
 
 def encode(
@@ -204,6 +210,11 @@ def decode(
 ) -> Float[Array, "batch time channel"]:
     """Tokens to audio."""
     return _synthesise_jit(cfg, variables, dequantise(codes, rate), frames)
+
+
+def flops(cfg: Config, samples: int) -> dict[str, float]:
+    """Of one forward pass over one clip of `samples` samples, a multiple of the hop, by module (models/flops.py)."""
+    return autoencoder_flops(cfg.model, samples)
 
 
 def quantise(latents: Float[Array, "batch frame latent"], rate: Rate) -> Int[np.ndarray, "batch codebook frame"]:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from codec_jax.ops import platform
 from codec_jax.ops.rope import rotate
 
 Window = tuple[int, int]
@@ -33,7 +34,7 @@ def banded_attention(
     others are invisible. impl: "dense", "blocked", or "auto", which looks at the platform and at T against the window.
     """
     if impl == "auto":
-        impl = choose_impl(q.shape[1], window, jax.default_backend())
+        impl = choose_impl(q.shape[1], window, platform.current())
     if impl == "dense":
         return dense_banded_attention(q, k, v, window, inv_freq=inv_freq, valid=valid)
     if impl == "blocked":
@@ -57,6 +58,16 @@ def block_length(window: Window, platform: str) -> int:
     return max(8, 2 ** round(math.log2((sum(window) + 1) / 4)))
 
 
+def num_pairs(time: int, window: Window, impl: str = "auto") -> int:
+    """Query-key pairs of one head that `banded_attention` computes on the current platform, masked ones included."""
+    if impl == "auto":
+        impl = choose_impl(time, window, platform.current())
+    if impl == "dense":
+        return time * time
+    block, num_blocks, pieces = _blocking(time, window)
+    return num_blocks * block * pieces * block
+
+
 def dense_banded_attention(q, k, v, window, *, inv_freq=None, valid=None):
     """The reference: all T² logits, a band mask on them. Arguments as in `banded_attention`."""
     time = q.shape[1]
@@ -77,13 +88,11 @@ def blocked_banded_attention(q, k, v, window, *, inv_freq=None, valid=None):
     Contexts are shifted slices of the padded keys, so nothing is gathered. Rotary positions count from the start of
     each context: only differences matter, and small angles stay exact in float32 however long the sequence is.
     """
-    left, right = window
+    left = window[0]
     if min(window) < 0:
         raise ValueError(f"blocked attention needs a bounded window, not {window}")
     time, head_dim = q.shape[1], q.shape[-1]
-    block = block_length(window, jax.default_backend())
-    num_blocks = -(-time // block)
-    pieces = -(-(block + left + right) // block)
+    block, num_blocks, pieces = _blocking(time, window)
     if valid is None:
         valid = jnp.ones((1, time), bool)
 
@@ -119,6 +128,12 @@ def band_mask(query_positions: Array, key_positions: Array, window: Window) -> A
     if right >= 0:
         visible &= distance <= right
     return visible
+
+
+def _blocking(time: int, window: Window) -> tuple[int, int, int]:
+    """Length and number of the blocks of queries, and how many blocks of keys each of them sees."""
+    block = block_length(window, platform.current())
+    return block, -(-time // block), -(-(block + sum(window)) // block)
 
 
 def _softmax(logits, visible, head_dim):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from codec_jax.ops import platform
+
 
 def hann(length: int) -> np.ndarray:
     """Periodic Hann window, float32 [length]: 0.5 - 0.5 cos(2 pi n / length)."""
@@ -31,7 +33,7 @@ def stft(
     Raises ValueError for a window longer than n_fft, an unknown impl, and audio too short to reflect or cut.
     """
     if impl == "auto":
-        impl = choose_impl(jax.default_backend())
+        impl = choose_impl(platform.current())
     if impl not in ("fft", "matmul"):
         raise ValueError(f'impl is "{impl}": choose "auto", "fft" or "matmul"')
     padded_window = center_window(window, n_fft)

@@ -133,24 +133,25 @@ def dither(
     return jnp.where(keep_hard, kept, z + (uniform - 0.5) * constants.step)
 
 
-def sample_draws(key: PRNGKeyArray, shape: tuple[int, ...], noise_dropout: float) -> Draws:
-    """Draws for latents of shape [batch, frame, dim]; `noise_dropout` is the probability p of either mask."""
-    raw, hard, noise = jax.random.split(key, 3)
-    per_clip = (shape[0], 1, 1)
-    return Draws(
-        jax.random.bernoulli(raw, noise_dropout, per_clip),
-        jax.random.bernoulli(hard, noise_dropout, per_clip),
-        jax.random.uniform(noise, shape, jnp.float32),
-    )
+def sample_draws(keys: PRNGKeyArray, shape: tuple[int, ...], noise_dropout: float) -> Draws:
+    """Draws for latents [batch, frame, dim], from one key per clip; `noise_dropout` is the probability p of a mask."""
+
+    def of_one_clip(key):
+        raw, hard, noise = jax.random.split(key, 3)
+        keep_raw, keep_hard = (jax.random.bernoulli(k, noise_dropout, (1, 1)) for k in (raw, hard))
+        return keep_raw, keep_hard, jax.random.uniform(noise, shape[1:], jnp.float32)
+
+    return Draws(*jax.vmap(of_one_clip)(keys))
 
 
 def train(
     latents: Float[Array, "batch frame dim"],
     key: PRNGKeyArray,
+    clip_keys: PRNGKeyArray,
     level_sets: tuple[Levels, ...],
     noise_dropout: float,
 ) -> tuple[Float[Array, "batch frame dim"], Int32[Array, "batch frame"]]:
-    """Codes with gradients, and their tokens, for one training step. Latents are before tanh.
+    """Codes with gradients, and their tokens, for one training step. Latents are before tanh; one of clip_keys each.
 
     One of `level_sets` is drawn per step, uniformly and inside the trace (the paper trains with {5, 9, 17}
     levels), so a step compiles once. Tokens are those of the noisy codes under the drawn levels, as
@@ -160,12 +161,19 @@ def train(
     if len(level_sets) == 1:
         constants = Grid(*(table[0] for table in constants))
     else:
-        key, choice = jax.random.split(key)
-        drawn = jax.random.randint(choice, (), 0, len(level_sets))
+        drawn = jax.random.randint(key, (), 0, len(level_sets))
         constants = Grid(*(jnp.asarray(table)[drawn] for table in constants))
     z = jnp.tanh(latents.astype(jnp.float32))
-    codes = dither(z, constants, *sample_draws(key, latents.shape, noise_dropout))
+    codes = dither(z, constants, *sample_draws(clip_keys, latents.shape, noise_dropout))
     return codes, _indices(jax.lax.stop_gradient(codes), constants)
+
+
+def level_counts(latents: Float[Array, "batch frame dim"], levels: Levels) -> Int32[Array, "dim level"]:
+    """How many latents, before tanh, round to each level of each dimension; negative beyond a dimension's levels."""
+    constants = grid(levels)
+    digits = _digits(jnp.tanh(latents.astype(jnp.float32)), constants)
+    counts = jax.nn.one_hot(digits, constants.codes.shape[-1], dtype=jnp.int32).sum((0, 1))
+    return jnp.where(np.arange(counts.shape[1]) < np.asarray(levels)[:, None], counts, -1)
 
 
 def _stack(level_sets: tuple[Levels, ...]) -> Grid:

@@ -1,7 +1,5 @@
 """The run: data, state, steps, evaluations and checkpoints in one directory, resumable at any time."""
 
-import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,104 +16,225 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import sharding, step, validation
-from codec_jax.train.logging import MetricsWriter, Progress
+from codec_jax.train import health, sharding, stages, step, stopping, validation
+from codec_jax.train.ledger import Ledger
+from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, State
 
 SAMPLES = "samples"
 
 
 class Data(NamedTuple):
-    """The training batches, an iterator with a position that can be saved, and the held-out clips."""
+    """Training batches (an iterator with a position that can be saved), held-out clips, names of the training files."""
 
     batches: Any
     held_out: list[validation.Clip]
+    names: list[str]
 
 
 def run(experiment: Experiment, workdir: epath.PathLike) -> None:
     """Trains to `experiment.training.steps` in `workdir`; called again, goes on from the newest checkpoint.
 
-    Raises UserError for a directory that holds something else or another model.
+    Raises UserError for a directory that holds something else or another model, and Preempted after SIGTERM.
     """
     experiment.validate()
+    ledger = Ledger()
     workdir = epath.Path(workdir)
     mesh = sharding.make_mesh(experiment.mesh)
-    sharding.check_batch(mesh, experiment.data.batch_size)
+    sharding.check_batch(mesh, experiment.data.batch_size // experiment.training.accumulate)
     check_workdir(experiment, workdir)
-    data = open_data(experiment)
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / CONFIG).write_text(to_json(experiment))
-    abstract = step.abstract_state(experiment, mesh)
-    checkpoints = Checkpoints(workdir / CHECKPOINTS, experiment.training.keep_checkpoints)
-    state = start(experiment, abstract, checkpoints, data.batches)
+    with ledger.charge("init"):
+        data = open_data(experiment)
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_config(experiment, workdir)
+        checkpoints = Checkpoints(
+            workdir / CHECKPOINTS, experiment.training.keep_checkpoints, experiment.training.keep_every
+        )
+        state, stage = start(experiment, mesh, checkpoints, data.batches)
     first = int(state.step)
-    writer, progress = MetricsWriter(workdir, first), Progress(experiment.training.steps, first)
-    progress.say(_summary(experiment, abstract, first))
+    log = Log(MetricsWriter(workdir, first), Progress(experiment.training.steps, first), ledger)
+    log.progress.say(_summary(experiment, state, first))
+    run = Run(experiment, mesh, data, workdir, checkpoints, log)
     try:
         if first == 0:
-            evaluate(experiment, state, data.held_out, workdir, writer, progress)
-        train(experiment, state, abstract, mesh, data, (workdir, checkpoints, writer, progress))
+            evaluate(run, state)
+        with stopping.listening() as request:
+            train(run, state, stage, request)
     finally:
-        progress.close()
-        writer.close()
+        stopping.unwatch()
+        log.close()
         checkpoints.close()
-    print(_farewell(experiment, workdir))
+    if jax.process_index() == 0:
+        print(_farewell(run))
 
 
-def train(experiment: Experiment, state: State, abstract: State, mesh: Mesh, data: Data, outputs: tuple) -> None:
-    """Steps to the end, with the rhythm of `experiment.training`."""
-    workdir, checkpoints, writer, progress = outputs
-    rhythm, last = experiment.training, experiment.training.steps
-    train_step = step.make_train_step(experiment, abstract, mesh)
-    clock = Clock(experiment)
-    batches = on_devices(data.batches, sharding.batch_sharding(mesh), clock)
-    for number in range(int(state.step) + 1, last + 1):
-        state, metrics = train_step(state, next(batches))
-        progress.advance()
+class Log(NamedTuple):
+    """Where a run tells how it goes."""
+
+    writer: MetricsWriter
+    progress: Progress
+    ledger: Ledger
+
+    def close(self) -> None:
+        """Leaves the files whole."""
+        self.progress.close()
+        self.writer.close()
+
+
+class Run(NamedTuple):
+    """What stays the same from the first step to the last."""
+
+    experiment: Experiment
+    mesh: Mesh
+    data: Data
+    workdir: epath.Path
+    checkpoints: Checkpoints
+    log: Log
+
+
+# ---- steps -------------------------------------------------------------------------------------
+
+
+def train(run: Run, state: State, stage: stages.Stage | None, request: stopping.StopRequest) -> None:
+    """Stage after stage to the end. stage: of `state`; None for a fresh one."""
+    experiment = run.experiment
+    all_stages = stages.resolve(experiment)
+    while int(state.step) < experiment.training.steps:
+        following = stages.at(all_stages, int(state.step))
+        abstract = step.abstract_state(experiment, following, run.mesh)
+        if following != stage:
+            run.log.progress.say(_stage_line(following))
+        state, stage = step.enter_stage(experiment, following, state, abstract), following
+        state = train_stage(run, state, stage, abstract, request)
+
+
+def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, request: stopping.StopRequest) -> State:
+    """Steps to the end of one stage, with the rhythm of `experiment.training`; the state after them."""
+    rhythm, ledger, last = run.experiment.training, run.log.ledger, run.experiment.training.steps
+    train_step = step.make_train_step(run.experiment, stage, abstract, run.mesh)
+    where = sharding.batch_sharding(run.mesh)
+    first = int(state.step) + 1
+    usage, before = 0, None
+    ledger.start_row(first - 1)
+    for number in range(first, stage.stop + 1):
+        stopping.watch(rhythm.hang_seconds)
+        _profile(rhythm.profile, number, run.workdir)
+        with ledger.charge("data"):
+            batch = next(run.data.batches)
+        with ledger.charge("compile" if number == first else "step"):
+            state, metrics = train_step(state, on_devices(batch, where), number - 1)
+            if number == first:
+                jax.block_until_ready(metrics["loss"])
+        usage = usage + metrics["usage"]
+        # The step before is done by now: looking at it costs no waiting.
+        _look(run, before)
+        before = (number, metrics, batch)
+        run.log.progress.advance()
         if number == 1 or number % rhythm.log_every == 0 or number == last:
-            values = {name: float(value) for name, value in metrics.items()}
-            writer.write(number, {f"train/{name}": value for name, value in {**values, **clock.lap(number)}.items()})
-            progress.show({"loss": values["loss"]})
+            write_row(run, number, metrics, np.asarray(usage))
+            usage = 0
         # Evaluated before saved: a restored step then has all its rows.
         if number % rhythm.eval_every == 0 or number == last:
-            evaluate(experiment, state, data.held_out, workdir, writer, progress)
-            clock.pause(number)
-        if number % rhythm.checkpoint_every == 0 or number == last:
-            position = {"data": data.batches.get_state(), "config": to_dict(experiment)}
-            checkpoints.save(number, state, position)
+            stopping.unwatch()
+            evaluate(run, state)
+        stop = request.reached(number)
+        if number % rhythm.checkpoint_every == 0 or number == last or stop:
+            save(run, number, state, stage)
+        if stop and number < last:
+            run.checkpoints.wait()
+            raise stopping.Preempted(f"told to stop; step {number} is saved")
+    _look(run, before)
+    return state
 
 
-def start(experiment: Experiment, abstract: State, checkpoints: Checkpoints, batches: Any) -> State:
-    """The newest checkpoint with the data iterator set to its position, or a fresh state."""
-    newest = checkpoints.latest_step
+def save(run: Run, number: int, state: State, stage: stages.Stage) -> None:
+    """A checkpoint in the background; from its metadata alone one can tell which tree it holds."""
+    with run.log.ledger.charge("save"):
+        position = {"data": run.data.batches.get_state(), "stage": stage.name, "config": to_dict(run.experiment)}
+        run.checkpoints.save(number, state, position)
+
+
+def _look(run: Run, before: tuple | None) -> None:
+    """Tells of a skipped step, and ends the run after too many."""
+    if before is None:
+        return
+    number, metrics, batch = before
+    fed = {"audio": batch["audio"], "names": [run.data.names[i] for i in batch["clip"]]}
+    said = health.check_step(run.experiment.training, run.workdir, number, metrics, fed)
+    if said:
+        run.log.progress.say(said)
+
+
+def write_row(run: Run, number: int, metrics: dict[str, Any], usage: np.ndarray) -> None:
+    """One row of training figures, and alarms where they ask for them."""
+    values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
+    audio_seconds = run.experiment.data.batch_size * run.experiment.crop_samples / _geometry(run.experiment).sample_rate
+    values |= health.code_figures(usage) | run.log.ledger.row(number, audio_seconds) | _memory()
+    run.log.writer.write(number, {f"train/{name}": value for name, value in values.items()})
+    run.log.progress.show({"loss": values["loss"]})
+    for alarm in health.alarms(values):
+        run.log.progress.say(f"step {number}: {alarm} (docs/training.md)")
+
+
+def _memory() -> dict[str, float]:
+    """Gigabytes in use on the first device, where it tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    names = {"bytes_in_use": "memory_gb", "peak_bytes_in_use": "memory_peak_gb"}
+    return {ours: stats[theirs] / 1e9 for theirs, ours in names.items() if theirs in stats}
+
+
+def _profile(profile: tuple[int, int], number: int, workdir: epath.Path) -> None:
+    """Starts and ends the recording of `training.profile`."""
+    first, steps = profile
+    if steps and number == first:
+        jax.profiler.start_trace(str(workdir / TENSORBOARD))
+    if steps and number == first + steps:
+        jax.profiler.stop_trace()
+
+
+def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
+    """Global arrays from this process's share of the batch."""
+    return {"audio": jax.make_array_from_process_local_data(where, np.asarray(batch["audio"]))}
+
+
+# ---- beginnings --------------------------------------------------------------------------------
+
+
+def start(
+    experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches: Any
+) -> tuple[State, stages.Stage | None]:
+    """The newest checkpoint and its stage, the data iterator set to its position; or a fresh state and no stage."""
+    all_stages, newest = stages.resolve(experiment), checkpoints.latest_step
     if newest is None:
-        return step.init_state(experiment, abstract)
+        abstract = step.abstract_state(experiment, all_stages[0], mesh)
+        return step.init_state(experiment, all_stages[0], abstract), None
     if newest > experiment.training.steps:
         raise UserError(
             f"this run is already at step {newest}, beyond training.steps={experiment.training.steps}: raise it."
         )
-    state, position = checkpoints.restore(newest, abstract)
-    batches.set_state(position["data"])
-    return state
+    metadata = checkpoints.metadata(newest)
+    stage = stages.named(all_stages, metadata["stage"])
+    batches.set_state(metadata["data"])
+    return checkpoints.restore(newest, step.abstract_state(experiment, stage, mesh)), stage
 
 
-def evaluate(
-    experiment: Experiment,
-    state: State,
-    clips: list[validation.Clip],
-    workdir: epath.Path,
-    writer: MetricsWriter,
-    progress: Progress,
-) -> None:
+def write_config(experiment: Experiment, workdir: epath.Path) -> None:
+    """The resolved config, by the first process."""
+    if jax.process_index() == 0:
+        (workdir / CONFIG).write_text(to_json(experiment))
+
+
+def evaluate(run: Run, state: State) -> None:
     """Held-out metrics with the averaged weights, written, shown, and heard in samples/step_N/."""
-    number, player = int(state.step), state.players[CODEC]
-    params = player.params if player.ema is None else player.ema
-    codec = Codec(experiment.family, experiment.codec, {"params": params})
-    directory = workdir / SAMPLES / f"step_{number:07d}"
-    values = validation.evaluate(codec, clips, directory, experiment.training.max_samples)
-    writer.write(number, values)
+    with run.log.ledger.charge("evaluate"):
+        number, player = int(state.step), state.players[CODEC]
+        params = player.params if player.ema is None else player.ema
+        codec = Codec(run.experiment.family, run.experiment.codec, {"params": params})
+        directory = run.workdir / SAMPLES / f"step_{number:07d}"
+        values = validation.evaluate(codec, run.data.held_out, directory, run.experiment.training.max_samples)
+        run.log.writer.write(number, values)
     shown = "  ".join(f"{name.removeprefix('valid/')} {value:.3f}" for name, value in values.items())
-    progress.say(f"step {number}: {shown}")
+    run.log.progress.say(f"step {number}: {shown}")
 
 
 def check_workdir(experiment: Experiment, workdir: epath.Path) -> None:
@@ -145,57 +264,32 @@ def open_data(experiment: Experiment) -> Data:
         shard_count=jax.process_count(),
     )
     held_out = pipeline.valid_clips(valid_clips, experiment.data, geometry.sample_rate, geometry.channels)
-    return Data(batches, held_out)
-
-
-class Clock:
-    """Throughput since the last row: steps and seconds of audio per second, and the share spent waiting for data."""
-
-    def __init__(self, experiment: Experiment):
-        self._seconds_per_step = (
-            experiment.data.batch_size * experiment.crop_samples / _geometry(experiment).sample_rate
-        )
-        self._began, self._at, self.waited = time.perf_counter(), 0, 0.0
-
-    def lap(self, number: int) -> dict[str, float]:
-        """What to log at step `number`; starts the next interval."""
-        elapsed, steps = time.perf_counter() - self._began, number - self._at
-        waited = self.waited
-        self.pause(number)
-        return {
-            "steps_per_second": steps / elapsed,
-            "audio_seconds_per_second": steps * self._seconds_per_step / elapsed,
-            "data_wait": waited / elapsed,
-        }
-
-    def pause(self, number: int) -> None:
-        """Starts a new interval, so that an evaluation does not count as training."""
-        self._began, self._at, self.waited = time.perf_counter(), number, 0.0
-
-
-def on_devices(batches: Any, where: NamedSharding, clock: Clock) -> Iterator[dict[str, jax.Array]]:
-    """Global arrays from every process's share of the batch."""
-    while True:
-        began = time.perf_counter()
-        batch = next(batches)
-        clock.waited += time.perf_counter() - began
-        yield {name: jax.make_array_from_process_local_data(where, np.asarray(x)) for name, x in batch.items()}
+    return Data(batches, held_out, [clip.name for clip in train_clips])
 
 
 def _geometry(experiment: Experiment) -> Geometry:
     return models.FAMILIES[experiment.family].geometry(experiment.codec)
 
 
-def _summary(experiment: Experiment, abstract: State, first: int) -> str:
-    count = sum(leaf.size for leaf in jax.tree.leaves(abstract.players[CODEC].params))
+def _summary(experiment: Experiment, state: State, first: int) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(state.players[CODEC].params))
     going = f", going on from step {first}" if first else ""
     devices = f"{jax.device_count()} {jax.devices()[0].platform} device{'s' * (jax.device_count() > 1)}"
-    return f"{experiment.family}: {count:,} parameters, {experiment.training.steps:,} steps on {devices}{going}"
+    scaled = ", stages scaled to that" if stages.rescaled(experiment) else ""
+    return f"{experiment.family}: {count:,} parameters, {experiment.training.steps:,} steps{scaled} on {devices}{going}"
 
 
-def _farewell(experiment: Experiment, workdir: epath.Path) -> str:
-    samples = workdir / SAMPLES / f"step_{experiment.training.steps:07d}"
+def _stage_line(stage: stages.Stage) -> str:
+    players = "the codec and its discriminators" if stage.discriminator_optim else "the codec"
+    frozen = f", {', '.join(stage.freeze)} frozen" if stage.freeze else ""
+    return f"stage {stage.name}: steps {stage.start + 1} to {stage.stop}, training {players}{frozen}"
+
+
+def _farewell(run: Run) -> str:
+    samples = run.workdir / SAMPLES / f"step_{run.experiment.training.steps:07d}"
+    spent = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in run.log.ledger.totals().items())
     return (
+        f"time: {spent}\n"
         f"samples (reference, decoded, spectrograms): {samples}\n"
-        f"next: codec-jax reconstruct YOUR.wav -o out --model {workdir}"
+        f"next: codec-jax reconstruct YOUR.wav -o out --model {run.workdir}"
     )

@@ -1,20 +1,28 @@
-"""What the codec is trained on: the reconstruction terms of one forward pass, weighted and added."""
+"""What the codec is trained on: reconstruction terms of one forward pass, and what discriminators say of its audio."""
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from codec_jax.experiment import LossConfig
-from codec_jax.losses import spectral, waveform
+from codec_jax.losses import adversarial, spectral, waveform
+from codec_jax.models import discriminators
+from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.models.protocol import Forward
+
+PyTree = Any
+Terms = dict[str, Float[Array, ""]]
 
 
 def reconstruction(
-    forward: Forward, losses: LossConfig, sample_rate: int
-) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    forward: Forward, losses: LossConfig, sample_rate: int, fade: float | Array = 1.0
+) -> tuple[Float[Array, ""], Terms]:
     """The weighted sum and every term unweighted, by the names under which they are logged.
 
-    Terms of weight zero are neither computed nor logged. The spectral convergence of `stft` is measured against the
-    decoded audio, as upstream calls it (spec TAAE section 6).
+    fade: a factor of the weights, see `LossConfig.decay`. Terms of weight zero are neither computed nor logged. The
+    spectral convergence of `stft` is measured against the decoded audio, as upstream calls it (spec TAAE section 6).
     """
     real, fake = forward.target.swapaxes(1, 2), forward.audio.swapaxes(1, 2)  # [batch, channel, time]
     flat_real, flat_fake = (x.reshape(-1, x.shape[-1]) for x in (real, fake))
@@ -25,6 +33,92 @@ def reconstruction(
         "mel": (losses.mel, lambda: spectral.mel_distance(flat_real, flat_fake, sample_rate).mean()),
     }
     terms = {name: term() for name, (weight, term) in computed.items() if weight}
-    terms |= forward.losses
-    total = sum((computed[name][0] * value for name, value in terms.items() if name in computed), jnp.float32(0.0))
-    return total + sum(forward.losses.values(), jnp.float32(0.0)), terms
+    total = fade * sum((computed[name][0] * value for name, value in terms.items()), jnp.float32(0.0))
+    return total + sum(forward.losses.values(), jnp.float32(0.0)), {**terms, **forward.losses}
+
+
+class Verdict(NamedTuple):
+    """One batch before the discriminators.
+
+    terms: `adversarial`, `feature_matching`, `d_loss`, and the shares of logits on the right side, `d_accuracy_real`
+    and `d_accuracy_fake`; means over scales. audio_gradient: of the generator's weighted terms with respect to the
+    decoded audio. grads: of `d_loss` with respect to the discriminators' parameters (None where not asked for).
+    """
+
+    terms: Terms
+    audio_gradient: Float[Array, "batch time channel"]
+    grads: PyTree
+
+
+def judge(
+    config: DiscriminatorConfig,
+    params: PyTree,
+    losses: LossConfig,
+    real: Float[Array, "batch time channel"],
+    fake: Float[Array, "batch time channel"],
+    train: bool,
+) -> Verdict:
+    """Every scale in its turn, and both players' gradients of it, so that its feature maps live no longer than that.
+
+    train: also the discriminators' own gradients. Nothing flows from one player into the other's parameters.
+    """
+    real, fake = jax.lax.stop_gradient((real, fake))
+    scales = len(config.n_ffts)
+    terms: list[Terms] = []
+    grads, audio_gradient = {}, jnp.zeros_like(fake)
+    for scale in range(scales):
+        key = f"scale_{scale}"
+
+        def discriminator(scale_params, scale=scale, key=key):
+            r, f = (discriminators.judge_scale(config, {key: scale_params}, scale, audio) for audio in (real, fake))
+            return adversarial.hinge_discriminator(r.logits, f.logits), (r.logits, f.logits)
+
+        def generator(audio, scale=scale):
+            return generator_terms(config, params, losses, scale, real, audio)
+
+        if train:
+            (d_loss, logits), gradient = jax.value_and_grad(discriminator, has_aux=True)(params[key])
+            grads[key] = jax.tree.map(lambda g: g / scales, gradient)
+        else:
+            d_loss, logits = discriminator(params[key])
+        found: Terms = {"d_loss": d_loss, **accuracy(*logits)}
+        if losses.adversarial_terms:
+            (_, heard), gradient = jax.value_and_grad(generator, has_aux=True)(fake)
+            audio_gradient += gradient / scales
+            found |= heard
+        terms.append(found)
+        # One scale after the other: left alone, the compiler may hold the feature maps of several at once.
+        audio_gradient, grads = jax.lax.optimization_barrier((audio_gradient, grads))
+    means = {name: jnp.stack([found[name] for found in terms]).mean() for name in terms[0]}
+    return Verdict(means, audio_gradient, grads if train else None)
+
+
+def generator_terms(
+    config: DiscriminatorConfig, params: PyTree, losses: LossConfig, scale: int, real: Array, fake: Array
+) -> tuple[Float[Array, ""], Terms]:
+    """The weighted sum of the adversarial and the feature-matching term of one scale, and both unweighted."""
+    r, f = (discriminators.judge_scale(config, params, scale, audio) for audio in (real, fake))
+    terms = {
+        "adversarial": adversarial.hinge_generator(f.logits),
+        "feature_matching": adversarial.feature_matching(r.features, f.features, normalize=losses.normalize_features),
+    }
+    return losses.adversarial * terms["adversarial"] + losses.feature_matching * terms["feature_matching"], terms
+
+
+def accuracy(real_logits: Array, fake_logits: Array) -> Terms:
+    """Shares of the logits on the right side of zero."""
+    return {"d_accuracy_real": (real_logits > 0).mean(), "d_accuracy_fake": (fake_logits < 0).mean()}
+
+
+def window(key: PRNGKeyArray, samples: int, *audio: Float[Array, "batch time channel"]):
+    """The same random excerpt of every array, and a function that puts an excerpt's gradient back into its place."""
+    time = audio[0].shape[1]
+    if samples >= time:
+        return audio, lambda gradient: gradient
+    start = jax.random.randint(key, (), 0, time - samples + 1)
+    excerpts = tuple(jax.lax.dynamic_slice_in_dim(x, start, samples, axis=1) for x in audio)
+
+    def put_back(gradient):
+        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(audio[0]), gradient, start, axis=1)
+
+    return excerpts, put_back

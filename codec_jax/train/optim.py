@@ -1,11 +1,12 @@
-"""AdamW with warm-up and cosine, and the exponential moving average of parameters (spec TAAE section 6)."""
+"""Optimisers, schedules, clipping, and the exponential moving average of parameters (spec TAAE section 6)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from codec_jax.experiment import OptimConfig
 
@@ -13,29 +14,67 @@ PyTree = Any
 
 
 def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear from 1/warmup of the peak, then a cosine down to `final_fraction` of it at `steps`."""
-    warmup = min(config.warmup_steps, max(1, steps // 2))
-    return optax.warmup_cosine_decay_schedule(
-        init_value=config.learning_rate / warmup,
-        peak_value=config.learning_rate,
-        warmup_steps=warmup,
-        decay_steps=max(steps, warmup + 1),
-        end_value=config.learning_rate * config.final_fraction,
-    )
+    """The rate of every update of a stage of `steps` updates, counted from 0."""
+    if config.schedule == "inverse":
+        return inverse(config)
+    peak, warmup = config.learning_rate, min(config.warmup_steps, max(1, steps // 2))
+    end = peak * config.final_fraction
+    rise = optax.linear_schedule(peak / warmup, peak, warmup)
+    if config.schedule == "cosine":
+        alpha = config.final_fraction
+        return optax.join_schedules([rise, optax.cosine_decay_schedule(peak, max(1, steps - warmup), alpha)], [warmup])
+    if config.schedule == "constant":
+        return optax.join_schedules([rise, optax.constant_schedule(peak)], [warmup])
+    falling = max(1, round(config.decay_fraction * steps))
+    fall = optax.linear_schedule(peak, end, falling)
+    return optax.join_schedules([rise, optax.constant_schedule(peak), fall], [warmup, max(warmup, steps - falling)])
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW. Only plain kernels decay: the length of a weight-normalised one is g."""
+def inverse(config: OptimConfig) -> optax.Schedule:
+    """Upstream's InverseLR: (1 - warmup^(i+1)) · max(final, base (1 + i / inv_gamma)^-power)."""
+
+    def rate(i):
+        i = jnp.asarray(i, jnp.float32)
+        decayed = config.learning_rate * (1 + i / config.inv_gamma) ** -config.power
+        # 1 - w^(i+1) by expm1: in float32 the power itself would lose the first steps.
+        warm = -jnp.expm1((i + 1) * jnp.log(jnp.float32(config.inverse_warmup)))
+        return warm * jnp.maximum(decayed, config.learning_rate * config.final_fraction)
+
+    return rate
+
+
+def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Directions, not yet scaled by the learning rate, so that a stage can change the schedule and keep the moments.
+
+    Only plain kernels decay: the length of a weight-normalised one is g.
+    """
+    if config.name == "sgd":
+        return optax.identity()
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate(config, steps),
-            b1=config.b1,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=_is_kernel,
-        ),
+        optax.scale_by_adam(config.b1, config.b2),
+        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
     )
+
+
+def descend(params: PyTree, directions: PyTree, rate: Array, freeze: Sequence[str] = ()) -> PyTree:
+    """Params - rate · directions, except for the parts named in `freeze`."""
+
+    def move(path, p, d):
+        return p if is_frozen(path, freeze) else p - rate.astype(p.dtype) * d
+
+    return jax.tree_util.tree_map_with_path(move, params, directions)
+
+
+def is_frozen(path: Sequence[Any], freeze: Sequence[str]) -> bool:
+    """True for a leaf at or below one of `freeze`, such as "encoder" or "decoder/stage_0"."""
+    name = "/".join(str(getattr(key, "key", key)) for key in path)
+    return any(name == part or name.startswith(f"{part}/") for part in freeze)
+
+
+def clip(grads: PyTree, norm: Float[Array, ""], limit: float) -> PyTree:
+    """Gradients scaled down to the global norm `limit` where theirs, `norm`, is larger."""
+    scale = jnp.minimum(1.0, limit / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 
 def _is_kernel(params: PyTree) -> PyTree:

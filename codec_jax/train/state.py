@@ -5,22 +5,33 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from codec_jax import models
-from codec_jax.experiment import Experiment
+from codec_jax.experiment import Experiment, OptimConfig
+from codec_jax.models import discriminators
+from codec_jax.train import optim
+from codec_jax.train.stages import Stage
 
 PyTree = Any
-CODEC = "codec"
+CODEC, DISCRIMINATOR = "codec", "discriminator"
 
 
 @flax.struct.dataclass
 class Player:
-    """Parameters that one optimiser moves: the codec, later its discriminators and heads. ema: None without one."""
+    """Parameters that one optimiser moves: the codec, its discriminators, later heads. ema: None without one."""
 
     params: PyTree
     opt_state: PyTree
     ema: PyTree
+
+
+@flax.struct.dataclass
+class Guard:
+    """Steps that were skipped, in all and in a row (int32 []), and every player's running mean log gradient norm."""
+
+    skipped: Any
+    streak: Any
+    log_norms: dict[str, Any]
 
 
 @flax.struct.dataclass
@@ -34,18 +45,26 @@ class State:
     key: Any
     players: dict[str, Player]
     batch_stats: PyTree
+    guard: Guard
 
 
-def init(experiment: Experiment, optimizer: optax.GradientTransformation) -> State:
-    """Fresh state, a pure function of the config; parameters come boxed with their logical axis names."""
-    init_key, train_key = jax.random.split(jax.random.key(experiment.training.seed))
-    variables = dict(models.FAMILIES[experiment.family].init(experiment.codec, init_key))
-    params = variables.pop("params")
-    ema = jax.tree.map(jnp.copy, params) if experiment.optim.ema_decay else None
-    player = Player(params, optimizer.init(params), ema)
+def init(experiment: Experiment, stage: Stage) -> State:
+    """Fresh state for a stage, a pure function of the config; parameters come boxed with logical axis names."""
+    seed = jax.random.key(experiment.training.seed)
+    codec_key, train_key = jax.random.split(seed)
+    variables = dict(models.FAMILIES[experiment.family].init(experiment.codec, codec_key))
+    players = {CODEC: _player(variables.pop("params"), stage.optim, bool(experiment.optim.ema_decay))}
+    if stage.discriminator_optim is not None:
+        params = discriminators.init(experiment.discriminator, jax.random.fold_in(seed, 1))
+        players[DISCRIMINATOR] = _player(params, stage.discriminator_optim, False)
     return State(
         step=jnp.int32(0),
         key=jax.random.key_data(train_key),
-        players={CODEC: player},
+        players=players,
         batch_stats=variables.get("batch_stats", {}),
+        guard=Guard(jnp.int32(0), jnp.int32(0), {name: jnp.float32(0.0) for name in (CODEC, DISCRIMINATOR)}),
     )
+
+
+def _player(params: PyTree, config: OptimConfig, averaged: bool) -> Player:
+    return Player(params, optim.optimizer(config).init(params), jax.tree.map(jnp.copy, params) if averaged else None)

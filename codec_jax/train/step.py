@@ -1,23 +1,31 @@
-"""The training step: a pure function of (state, batch), jitted with shardings and donation."""
+"""The training step: a pure function of (state, batch), jitted with shardings and donation.
+
+One forward pass of the codec serves both players. Its audio goes before the discriminators, scale by scale; what they
+answer comes back as a gradient of the audio, joins that of the reconstruction terms, and flows through the codec once.
+"""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from codec_jax import models
 from codec_jax.experiment import Experiment
+from codec_jax.models.protocol import Keys, spread
 from codec_jax.train import objective, optim, sharding
-from codec_jax.train.state import CODEC, Player, State, init
+from codec_jax.train.stages import Stage
+from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, init
 
 PyTree = Any
-Batch = dict[str, Float[Array, "batch channel time"]]
-Metrics = dict[str, Float[Array, ""]]
+Batch = Mapping[str, Float[Array, "batch channel time"]]
+Metrics = dict[str, Any]
 
 
 @contextlib.contextmanager
@@ -27,10 +35,12 @@ def on_mesh(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
+# ---- the jitted step and what it takes ---------------------------------------------------------
+
+
+def abstract_state(experiment: Experiment, stage: Stage, mesh: Mesh) -> State:
     """Shapes, dtypes and shardings of the state, nothing allocated; what a restore asks for."""
-    optimizer = _optimizer(experiment)
-    boxed = jax.eval_shape(lambda: init(experiment, optimizer))
+    boxed = jax.eval_shape(lambda: init(experiment, stage))
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         nn.unbox(boxed),
@@ -38,40 +48,76 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> State:
     )
 
 
-def init_state(experiment: Experiment, abstract: State) -> State:
+def init_state(experiment: Experiment, stage: Stage, abstract: State) -> State:
     """Fresh state, born with its shardings."""
-    optimizer = _optimizer(experiment)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: nn.unbox(init(experiment, optimizer)), out_shardings=where)()
+    return jax.jit(lambda: nn.unbox(init(experiment, stage)), out_shardings=where)()
 
 
-def make_train_step(experiment: Experiment, abstract: State, mesh: Mesh) -> Callable[[State, Batch], Any]:
-    """The jitted step (state, batch) -> (state, metrics). Metrics are float32 scalars: the loss, its terms, norms."""
-    optimizer = _optimizer(experiment)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    step = jax.jit(
-        lambda state, batch: train_step(experiment, optimizer, where, state, batch),
-        in_shardings=(where, sharding.batch_sharding(mesh)),
-        out_shardings=(where, None),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-    )
+def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: State) -> State:
+    """The state at the start of a stage: players it has too go on as they are, new ones begin, others are dropped."""
+    fresh = set(abstract.players) - set(state.players)
+    players = {name: state.players[name] for name in abstract.players if name not in fresh}
+    if fresh:
+        begun = init_state(experiment, stage, abstract)
+        players |= {name: begun.players[name] for name in fresh}
+    return dataclasses.replace(state, players=players)
 
-    def call(state: State, batch: Batch) -> tuple[State, Metrics]:
+
+def make_train_step(
+    experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh
+) -> Callable[..., tuple[State, Metrics]]:
+    """The step (state, batch, updates done) -> (state, metrics) of a stage.
+
+    The number matters with `training.alternate` alone, where it says whose turn it is. Metrics are float32 scalars, and
+    `usage`, the counts [dim, level] of the codes.
+    """
+    turns = [_jitted(experiment, stage, abstract, mesh, who) for who in _turns(experiment, stage)]
+
+    def call(state: State, batch: Batch, done: int = 0) -> tuple[State, Metrics]:
         with on_mesh(mesh):
-            return step(state, batch)
+            return turns[done % len(turns)](state, batch)
 
     return call
 
 
-def compiler_options() -> dict[str, str]:
+def lower_train_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
+    """The step for a mesh that need not exist: nothing is allocated. With `training.alternate`, the codec's turn."""
+    abstract = abstract_state(experiment, stage, mesh)
+    channels = models.FAMILIES[experiment.family].geometry(experiment.codec).channels
+    shape = (experiment.data.batch_size, channels, experiment.crop_samples)
+    batch = {"audio": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.batch_sharding(mesh))}
+    step = _jitted(experiment, stage, abstract, mesh, _turns(experiment, stage)[0])
+    with on_mesh(mesh):
+        return step.lower(abstract, batch)
+
+
+def _turns(experiment: Experiment, stage: Stage) -> tuple[tuple[str, ...], ...]:
+    """Who moves: both at every step, or, as upstream, the codec at even steps and the discriminators at odd ones."""
+    if stage.discriminator_optim is None:
+        return ((CODEC,),)
+    return ((CODEC,), (DISCRIMINATOR,)) if experiment.training.alternate else ((CODEC, DISCRIMINATOR),)
+
+
+def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, who: tuple[str, ...]):
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(
+        lambda state, batch: train_step(experiment, stage, where, who, state, batch),
+        in_shardings=(where, {"audio": sharding.batch_sharding(mesh)}),
+        out_shardings=(where, None),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh.devices.flat[0].platform),
+    )
+
+
+def compiler_options(platform: str) -> dict[str, str]:
     """XLA's options for the step.
 
     On CPU the fusions of jaxlib 0.10's YNNPACK make the backward pass 1.7 times slower; releases that do not know the
     option keep their defaults.
     """
     options = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    if jax.default_backend() != "cpu":
+    if platform != "cpu":
         return {}
     try:
         jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
@@ -80,39 +126,158 @@ def compiler_options() -> dict[str, str]:
     return options
 
 
+# ---- one update --------------------------------------------------------------------------------
+
+
 def train_step(
-    experiment: Experiment, optimizer: optax.GradientTransformation, where: State, state: State, batch: Batch
+    experiment: Experiment, stage: Stage, where: State, who: tuple[str, ...], state: State, batch: Batch
 ) -> tuple[State, Metrics]:
-    """One update of the codec and its moving average."""
-    player = state.players[CODEC]
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-    loss_and_terms = jax.value_and_grad(lambda params: codec_loss(experiment, params, batch, key), has_aux=True)
-    (loss, terms), grads = loss_and_terms(player.params)
+    """One update of the players in `who`, or of none where anything is not finite or spikes (then it is counted)."""
+    found = accumulated(experiment, stage, who, state, batch)
     # Left alone, XLA may keep gradients whole on every device: pin them to the shardings of their parameters.
-    grads = jax.lax.with_sharding_constraint(grads, where.players[CODEC].params)
-    updates, opt_state = optimizer.update(grads, player.opt_state, player.params)
-    params = optax.apply_updates(player.params, updates)
+    pinned = {name: where.players[name].params for name in found.grads}
+    grads = jax.lax.with_sharding_constraint(found.grads, pinned)
+    norms = {name: optax.tree.norm(tree) for name, tree in grads.items()}
+    sound, guard = _watch(experiment, found.metrics["loss"], norms, state.guard)
+    players, rates = dict(state.players), {}
+    for name in grads:
+        players[name], rates[name] = _moved(experiment, stage, state, name, grads[name], norms[name])
+    updated = dataclasses.replace(state, players=players, batch_stats=found.batch_stats)
+    kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
+    metrics = {
+        **found.metrics,
+        **_norms(grads, norms),
+        **{"learning_rate" if name == CODEC else f"learning_rate/{name}": rate for name, rate in rates.items()},
+        "skipped": 1.0 - sound.astype(jnp.float32),
+        "streak": guard.streak,
+    }
+    return dataclasses.replace(kept, step=state.step + 1, guard=guard), metrics
+
+
+def _moved(
+    experiment: Experiment, stage: Stage, state: State, name: str, grads: PyTree, norm: Array
+) -> tuple[Player, Array]:
+    """A player after its update, and the learning rate."""
+    player, config = state.players[name], stage.optim if name == CODEC else stage.discriminator_optim
+    assert config is not None
+    turns = len(_turns(experiment, stage))
+    rate = optim.learning_rate(config, -(-stage.steps // turns))((state.step - stage.start) // turns)
+    directions, opt_state = optim.optimizer(config).update(
+        optim.clip(grads, norm, config.clip_norm), player.opt_state, player.params
+    )
+    params = optim.descend(player.params, directions, rate, stage.freeze if name == CODEC else ())
     ema = player.ema
     if ema is not None:
-        ema = optim.ema_update(ema, params, state.step + 1, experiment.optim.ema_decay)
-    schedule = optim.learning_rate(experiment.optim, experiment.training.steps)
-    metrics = {
-        "loss": loss,
-        **terms,
-        "grad_norm": optax.tree.norm(grads),
-        "learning_rate": schedule(state.step),
-    }
-    players = {**state.players, CODEC: Player(params, opt_state, ema)}
-    return State(state.step + 1, state.key, players, state.batch_stats), metrics
+        ema = optim.ema_update(ema, params, state.step // turns + 1, experiment.optim.ema_decay)
+    return Player(params, opt_state, ema), rate
 
 
-def codec_loss(experiment: Experiment, params: PyTree, batch: Batch, key: Array) -> tuple[Array, Metrics]:
-    """The objective of one batch, and its terms."""
-    family, cfg = models.FAMILIES[experiment.family], experiment.codec
-    audio = nn.with_logical_constraint(batch["audio"].swapaxes(1, 2), ("batch", "time", None))
-    forward = family.forward(cfg, {"params": params}, audio, key, train=True)
-    return objective.reconstruction(forward, experiment.losses, family.geometry(cfg).sample_rate)
+def _norms(grads: Mapping[str, PyTree], norms: Mapping[str, Array]) -> Metrics:
+    """Gradient norms before clipping: of the codec, of its modules, and of the discriminators."""
+    out = {"grad_norm" if name == CODEC else f"grad_norm/{name}": norm for name, norm in norms.items()}
+    for module, tree in grads.get(CODEC, {}).items():
+        for part, branch in tree.items():
+            out[f"grad_norm/{module}/{part}"] = optax.tree.norm(branch)
+    return out
 
 
-def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
-    return optim.optimizer(experiment.optim, experiment.training.steps)
+def _watch(experiment: Experiment, loss: Array, norms: Mapping[str, Array], guard: Guard) -> tuple[Array, Guard]:
+    """Whether to trust the step, and the guard after it. Both players are skipped together, or neither."""
+    sound, means = jnp.isfinite(loss), dict(guard.log_norms)
+    for name, norm in norms.items():
+        log_norm, mean = jnp.log(jnp.maximum(norm, 1e-12)), guard.log_norms[name]
+        known = mean != 0  # zero is no mean yet
+        sound &= jnp.isfinite(norm)
+        if experiment.training.spike:
+            sound &= ~known | (log_norm < mean + jnp.log(experiment.training.spike))
+        means[name] = jnp.where(known, 0.98 * mean + 0.02 * log_norm, log_norm)
+    skip = (~sound).astype(jnp.int32)
+    log_norms = {name: jnp.where(sound, mean, guard.log_norms[name]) for name, mean in means.items()}
+    return sound, Guard(guard.skipped + skip, (guard.streak + skip) * skip, log_norms)
+
+
+# ---- gradients ---------------------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """Gradients by player, metrics, and the running statistics after a batch or a part of one."""
+
+    grads: dict[str, PyTree]
+    metrics: Metrics
+    batch_stats: PyTree
+
+
+def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], state: State, batch: Batch) -> Found:
+    """The gradients of a batch, in `training.accumulate` parts one after the other."""
+    audio, parts = batch["audio"].swapaxes(1, 2), experiment.training.accumulate
+    keys = spread(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), len(audio))
+    if parts == 1:
+        return gradients(experiment, stage, who, state, audio, keys)
+
+    def parted(x: Array) -> Array:  # part i has clips i, i + parts, ...: every device has its share of every part
+        return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(carry: Found, part: tuple[Array, Array]) -> tuple[Found, None]:
+        now = dataclasses.replace(state, batch_stats=carry.batch_stats)
+        found = gradients(experiment, stage, who, now, part[0], Keys(keys.step, part[1]))
+        grads, metrics = jax.tree.map(jnp.add, (carry.grads, carry.metrics), (found.grads, found.metrics))
+        return Found(grads, metrics, found.batch_stats), None
+
+    shapes = jax.eval_shape(
+        lambda: gradients(experiment, stage, who, state, parted(audio)[0], Keys(keys.step, parted(keys.clips)[0]))
+    )
+    zeros: Found = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), (parted(audio), parted(keys.clips)))
+    usage = total.metrics.pop("usage")
+    grads, metrics = jax.tree.map(lambda x: x / parts, (total.grads, total.metrics))
+    return Found(grads, {**metrics, "usage": usage}, total.batch_stats)
+
+
+def gradients(
+    experiment: Experiment,
+    stage: Stage,
+    who: tuple[str, ...],
+    state: State,
+    audio: Float[Array, "batch time channel"],
+    keys: Keys,
+) -> Found:
+    """Both players' gradients from one forward pass of the codec."""
+    family, losses = models.FAMILIES[experiment.family], stage.losses
+    audio = nn.with_logical_constraint(audio, ("batch", "time", None))
+    fade = losses.decay ** (state.step - stage.start).astype(jnp.float32)
+
+    def generate(params):
+        variables = {"params": _without_frozen(params, stage.freeze), "batch_stats": state.batch_stats}
+        forward = family.forward(experiment.codec, variables, audio, keys, train=True)
+        loss, terms = objective.reconstruction(forward, losses, family.geometry(experiment.codec).sample_rate, fade)
+        heard = nn.with_logical_constraint(forward.audio, ("batch", "time", None))
+        return (heard, loss), (forward, terms)
+
+    (fake, loss), pull_back, (forward, terms) = jax.vjp(generate, state.players[CODEC].params, has_aux=True)
+    metrics: Metrics = {**terms, "usage": family.usage(experiment.codec, forward)}
+    grads, audio_gradient = {}, jnp.zeros_like(fake)
+    if DISCRIMINATOR in state.players:
+        window_key = jax.random.fold_in(keys.step, 1)
+        excerpts, put_back = objective.window(
+            window_key, experiment.discriminator_samples, forward.target, jax.lax.stop_gradient(fake)
+        )
+        params, train = state.players[DISCRIMINATOR].params, DISCRIMINATOR in who
+        verdict = objective.judge(experiment.discriminator, params, losses, excerpts[0], excerpts[1], train)
+        metrics |= verdict.terms
+        audio_gradient = put_back(verdict.audio_gradient)
+        if train:
+            grads[DISCRIMINATOR] = verdict.grads
+        for name, weight in (("adversarial", losses.adversarial), ("feature_matching", losses.feature_matching)):
+            loss = loss + weight * metrics.get(name, 0.0)
+    if CODEC in who:
+        grads[CODEC] = pull_back((audio_gradient, jnp.ones_like(loss)))[0]
+    batch_stats = forward.variables.get("batch_stats", state.batch_stats)
+    return Found(dict(sorted(grads.items())), {"loss": loss, **metrics}, batch_stats)
+
+
+def _without_frozen(params: PyTree, freeze: tuple[str, ...]) -> PyTree:
+    """Frozen parts as constants, so that no gradient is computed for them."""
+    if not freeze:
+        return params
+    stop = jax.lax.stop_gradient
+    return jax.tree_util.tree_map_with_path(lambda path, x: stop(x) if optim.is_frozen(path, freeze) else x, params)

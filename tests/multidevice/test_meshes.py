@@ -1,43 +1,69 @@
 """One step on other meshes is the same step; nothing of the global batch is replicated."""
 
+import dataclasses
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codec_jax.experiment import LossConfig, MeshConfig
-from codec_jax.train import sharding, step
+from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfig
+from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.train import sharding, stages, step
+from codec_jax.train.state import CODEC, DISCRIMINATOR
 from tests import tiny
 
+# Smooth losses: where a magnitude is near zero, logarithms and signs turn another order of summation into anything.
+RECONSTRUCTION = LossConfig(l1=0.0, l2=1.0, stft=0.0)
+ADVERSARIAL = LossConfig(l1=0.0, l2=1.0, stft=0.0, adversarial=0.5, feature_matching=2.0)
 
-def loss_and_gradients(mesh_config, **fields):
-    # A smooth loss: where a magnitude is near zero, logarithms and signs turn another order of summation into anything.
-    losses, model = LossConfig(l1=0.0, l2=1.0, stft=0.0), tiny.changed(tiny.MODEL, **fields)
-    experiment = tiny.changed(tiny.experiment(), mesh=mesh_config, losses=losses, model=model)
-    devices = jax.devices()
-    mesh = (
-        sharding.make_mesh(mesh_config)
-        if mesh_config != MeshConfig(1, 1, 1)
-        else jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices[:1])
+
+def experiment(mesh=MeshConfig(1, 1, 1), adversarial=False, optim=None, discriminator=None, **fields):
+    base = tiny.experiment(steps=5)
+    stage = StageConfig(losses=ADVERSARIAL if adversarial else RECONSTRUCTION, optim=optim, discriminate=adversarial)
+    judge = discriminator or DiscriminatorConfig(n_ffts=(30, 78), filters=8, dilations=(1, 2))
+    return dataclasses.replace(
+        base, mesh=mesh, model=tiny.changed(tiny.MODEL, **fields), stages={"only": stage}, discriminator=judge
     )
-    abstract = step.abstract_state(experiment, mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract).players["codec"].params
-    audio = np.asarray(jax.random.normal(jax.random.key(5), (8, 1, 400))) * 0.1
-    # Not a fresh state: behind a layer scale of 1e-5 a wrong gradient would be too small to see.
-    params = jax.device_put(tiny.variables(experiment.codec)["params"], where)
-    batch = {"audio": jax.device_put(audio, sharding.batch_sharding(mesh))}
 
-    def run(params, batch):
-        def loss(p):
-            return step.codec_loss(experiment, p, batch, jax.random.key(6))[0]
 
-        return jax.value_and_grad(loss)(params)
+def make_mesh(config):
+    if config != MeshConfig(1, 1, 1):
+        return sharding.make_mesh(config)
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+
+
+def audio(seed=5):
+    return np.asarray(jax.random.normal(jax.random.key(seed), (8, 1, 400))) * 0.1
+
+
+def awake(config, abstract, stage):
+    """A state that does not hide anything: behind a layer scale of 1e-5 a wrong gradient would be too small to see."""
+    state = step.init_state(config, stage, abstract)
+    params = tiny.variables(config.codec)["params"]
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract.players[CODEC].params)
+    players = {**state.players, CODEC: dataclasses.replace(state.players[CODEC], params=jax.device_put(params, where))}
+    return dataclasses.replace(state, players=players)
+
+
+def loss_and_gradients(mesh_config, adversarial=False, accumulate=1, **fields):
+    config = experiment(mesh_config, adversarial, **fields)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=accumulate))
+    mesh, stage = make_mesh(mesh_config), stages.resolve(config)[0]
+    abstract = step.abstract_state(config, stage, mesh)
+    state = awake(config, abstract, stage)
+    who = tuple(state.players)
+    where = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.players[name].params) for name in sorted(who)}
+    batch = {"audio": jax.device_put(audio(), sharding.batch_sharding(mesh))}
+
+    def run(state, batch):
+        found = step.accumulated(config, stage, who, state, batch)
+        return found.metrics["loss"], found.grads, found.metrics
 
     with step.on_mesh(mesh):
-        jitted = jax.jit(run, in_shardings=(where, sharding.batch_sharding(mesh)), out_shardings=(None, where))
-        compiled = jitted.lower(params, batch).compile()
-        value, gradients = compiled(params, batch)
-    return float(value), jax.tree.map(np.asarray, gradients), compiled.as_text()
+        compiled = jax.jit(run, out_shardings=(None, where, None)).lower(state, batch).compile()
+        value, gradients, metrics = compiled(state, batch)
+    return float(value), jax.tree.map(np.asarray, gradients), jax.tree.map(np.asarray, metrics), compiled.as_text()
 
 
 @pytest.fixture(scope="module")
@@ -45,26 +71,70 @@ def single():
     return loss_and_gradients(MeshConfig(1, 1, 1))
 
 
+@pytest.fixture(scope="module")
+def single_adversarial():
+    return loss_and_gradients(MeshConfig(1, 1, 1), adversarial=True)
+
+
 def compare(found, wanted):
     """Losses within 1e-5; every gradient within 1e-5 of its own largest entry.
 
-    The floor, 1e-6 of the largest gradient of all, is for those that are zero in theory and roundoff in practice.
+    The floor, 1e-6 of the largest gradient of its player, is for those that are zero in theory and roundoff in practice.
     """
     np.testing.assert_allclose(found[0], wanted[0], rtol=1e-5)
-    floor = 1e-6 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted[1]))
-    for (path, theirs), ours in zip(jax.tree_util.tree_leaves_with_path(wanted[1]), jax.tree.leaves(found[1])):
+    assert found[1].keys() == wanted[1].keys()
+    for name in wanted[1]:
+        compare_trees(found[1][name], wanted[1][name])
+
+
+def compare_trees(found, wanted):
+    floor = 1e-6 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(wanted))
+    for (path, theirs), ours in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(found)):
         atol = max(floor, 1e-5 * np.abs(theirs).max())
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
 def test_loss_and_gradients_do_not_depend_on_the_mesh(single, mesh):
-    value, gradients, text = loss_and_gradients(MeshConfig(*mesh))
-    compare((value, gradients), single)
-    data_shards = mesh[0] * mesh[1]
-    if data_shards == 8:
-        assert "f32[8,20,16]" not in text  # activations [global batch, frames, channels]
-    assert "f32[8,20,16]" in single[2]
+    found = loss_and_gradients(MeshConfig(*mesh))
+    compare(found, single)
+    if mesh[0] * mesh[1] == 8:
+        assert "f32[8,20,16]" not in found[3]  # activations [global batch, frames, channels]
+    assert "f32[8,20,16]" in single[3]
+
+
+def test_two_players_on_a_mesh(single_adversarial):
+    """One forward pass, both players' gradients, cut over every axis."""
+    assert single_adversarial[1].keys() == {CODEC, DISCRIMINATOR}
+    compare(loss_and_gradients(MeshConfig(2, 2, 2), adversarial=True), single_adversarial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2)])
+def test_two_players_on_other_meshes(single_adversarial, mesh):
+    compare(loss_and_gradients(MeshConfig(*mesh), adversarial=True), single_adversarial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2)])
+def test_five_steps_of_sgd(mesh):
+    """Adam turns roundoff into full steps, so parameters are compared after plain descent."""
+
+    def after_five(mesh_config):
+        optim = OptimConfig(name="sgd", learning_rate=0.05, schedule="constant", warmup_steps=1, clip_norm=1e6)
+        config = experiment(mesh_config, adversarial=True, optim=optim)
+        mesh, stage = make_mesh(mesh_config), stages.resolve(config)[0]
+        abstract = step.abstract_state(config, stage, mesh)
+        state, run = awake(config, abstract, stage), step.make_train_step(config, stage, abstract, mesh)
+        for number in range(5):
+            batch = {"audio": jax.device_put(audio(number), sharding.batch_sharding(mesh))}
+            state, metrics = run(state, batch, number)
+            assert not float(metrics["skipped"])
+        return {name: jax.tree.map(np.asarray, player.params) for name, player in state.players.items()}
+
+    found, wanted = after_five(MeshConfig(*mesh)), after_five(MeshConfig(1, 1, 1))
+    for name in (CODEC, DISCRIMINATOR):
+        compare_trees(found[name], wanted[name])
 
 
 @pytest.mark.slow
@@ -77,18 +147,25 @@ def test_every_switch_on_meshes(mesh):
     compare(found, wanted)
 
 
+@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 2, 4)])
+def test_a_batch_in_parts_is_the_batch_whole(single, mesh):
+    """Noise masks and level sets included: every clip's draws are its own."""
+    found = loss_and_gradients(MeshConfig(*mesh), accumulate=4)
+    compare(found, single)
+    np.testing.assert_array_equal(found[2]["usage"], single[2]["usage"])
+
+
 def test_a_step_moves_parameters_and_their_average():
-    experiment = tiny.experiment()
-    mesh = sharding.make_mesh(MeshConfig())
-    abstract = step.abstract_state(experiment, mesh)
-    state = step.init_state(experiment, abstract)
-    before = jax.tree.map(np.asarray, state.players["codec"].params)
-    run = step.make_train_step(experiment, abstract, mesh)
-    audio = jax.device_put(jnp.ones((8, 1, 400)) * 0.1, sharding.batch_sharding(mesh))
-    state, metrics = run(state, {"audio": audio})
+    config = tiny.experiment()
+    mesh, stage = sharding.make_mesh(MeshConfig()), stages.resolve(config)[0]
+    abstract = step.abstract_state(config, stage, mesh)
+    state = step.init_state(config, stage, abstract)
+    before = jax.tree.map(np.asarray, state.players[CODEC].params)
+    run = step.make_train_step(config, stage, abstract, mesh)
+    state, metrics = run(state, {"audio": jax.device_put(audio(), sharding.batch_sharding(mesh))})
     assert int(state.step) == 1
-    assert {"loss", "l1", "stft", "grad_norm", "learning_rate"} <= set(metrics)
-    player = state.players["codec"]
+    assert {"loss", "l1", "stft", "grad_norm", "grad_norm/encoder/stage_0", "learning_rate"} <= set(metrics)
+    player = state.players[CODEC]
     moved = [np.abs(np.asarray(a) - b).max() for a, b in zip(jax.tree.leaves(player.params), jax.tree.leaves(before))]
     assert sum(change > 0 for change in moved) > 0.9 * len(moved)
     jax.tree.map(np.testing.assert_array_equal, player.ema, player.params)

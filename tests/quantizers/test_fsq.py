@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec_jax.errors import UserError
+from codec_jax.models.protocol import spread
 from codec_jax.quantizers import fsq
 
 SETS = ["17x17x17x17x17x17", "9x9x9x9x9x9", "5x5x5x5x5x5", "2x2x2x2x2x2", "5x9x17x6x3x4"]
@@ -130,7 +131,7 @@ def test_infinite_huge_and_nan_latents(levels):
         np.testing.assert_array_equal(fsq.encode(latents, levels), token)
         np.testing.assert_array_equal(jax.jit(fsq.encode, static_argnums=1)(latents, levels), token)
         np.testing.assert_array_equal(fsq.codes_to_indices(latents, levels), token)
-    codes, indices = fsq.train(jnp.full((3, 2, 6), jnp.nan), jax.random.key(0), PAPER, 0.5)
+    codes, indices = fsq.train(jnp.full((3, 2, 6), jnp.nan), *spread(jax.random.key(0), 3), PAPER, 0.5)
     assert np.isnan(codes).all()  # seen by whoever guards the loss
     assert (np.asarray(indices) == 0).all()
 
@@ -151,7 +152,7 @@ def test_training_mixture_is_upstreams(golden, name):
 def test_mixture_statistics(rng):
     z = jnp.asarray(rng.uniform(-0.99, 0.99, (4000, 3, 2)), jnp.float32)
     constants = fsq.grid((5, 5))
-    draws = fsq.sample_draws(jax.random.key(1), z.shape, 0.5)
+    draws = fsq.sample_draws(jax.random.split(jax.random.key(1), len(z)), z.shape, 0.5)
     codes = np.asarray(fsq.dither(z, constants, *draws))
     raw = (codes == z).all((1, 2))
     hard = (codes == fsq.round_to_level(z, constants)).all((1, 2))
@@ -162,7 +163,7 @@ def test_mixture_statistics(rng):
     assert np.abs(noise).max() <= 0.25 + 1e-6  # half a step
     assert abs(noise.mean()) < 0.005
     assert abs(noise.std() - 0.5 / math.sqrt(12)) < 0.003
-    always = fsq.dither(z, constants, *fsq.sample_draws(jax.random.key(1), z.shape, 0.0))
+    always = fsq.dither(z, constants, *fsq.sample_draws(jax.random.split(jax.random.key(1), len(z)), z.shape, 0.0))
     assert not np.any(np.all(always == z, axis=(1, 2)))
 
 
@@ -171,9 +172,9 @@ def test_gradients():
     weight = jnp.arange(z.size, dtype=jnp.float32).reshape(z.shape)
     constants = fsq.grid((5, 9))
     np.testing.assert_array_equal(jax.grad(lambda z: (fsq.round_to_level(z, constants) * weight).sum())(z), weight)
-    draws = fsq.sample_draws(jax.random.key(3), z.shape, 0.5)
+    draws = fsq.sample_draws(jax.random.split(jax.random.key(3), len(z)), z.shape, 0.5)
     np.testing.assert_array_equal(jax.grad(lambda z: (fsq.dither(z, constants, *draws) * weight).sum())(z), weight)
-    loss = lambda x: (fsq.train(x, jax.random.key(0), PAPER, 0.5)[0] * 2).sum()
+    loss = lambda x: (fsq.train(x, *spread(jax.random.key(0), 3), PAPER, 0.5)[0] * 2).sum()
     x = jnp.full((3, 2, 6), 0.3)
     np.testing.assert_allclose(jax.grad(loss)(x), 2 / np.cosh(x) ** 2, rtol=1e-5)
 
@@ -181,7 +182,7 @@ def test_gradients():
 def test_train_draws_every_set_and_tokens_belong_to_it():
     sets = ((2, 3), (5, 4), (9, 17))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 2)) * 2, jnp.float32)
-    step = jax.jit(lambda key: fsq.train(x, key, sets, 0.0))
+    step = jax.jit(lambda key: fsq.train(x, *spread(key, 2), sets, 0.0))
     counts = dict.fromkeys(sets, 0)
     for key in jax.random.split(jax.random.key(7), 90):
         codes, indices = step(key)
@@ -194,17 +195,29 @@ def test_train_draws_every_set_and_tokens_belong_to_it():
     assert min(counts.values()) > 15
 
 
-def test_train_with_one_set_uses_the_key_for_the_draws_alone():
-    x, key = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 6)), jnp.float32), jax.random.key(5)
-    codes, _ = fsq.train(x, key, ((17,) * 6,), 0.5)
-    expected = fsq.dither(jnp.tanh(x), fsq.grid((17,) * 6), *fsq.sample_draws(key, x.shape, 0.5))
+def test_a_clips_draws_are_its_own():
+    x, keys = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 6)), jnp.float32), spread(jax.random.key(5), 6)
+    codes, _ = fsq.train(x, *keys, ((17,) * 6,), 0.5)
+    expected = fsq.dither(jnp.tanh(x), fsq.grid((17,) * 6), *fsq.sample_draws(keys.clips, x.shape, 0.5))
     np.testing.assert_array_equal(codes, expected)
+    parts = [fsq.train(x[i : i + 2], keys.step, keys.clips[i : i + 2], PAPER, 0.5) for i in (0, 2, 4)]
+    for whole, pieces in zip(fsq.train(x, *keys, PAPER, 0.5), zip(*parts)):
+        np.testing.assert_array_equal(whole, np.concatenate(pieces))
+
+
+def test_level_counts():
+    levels = (3, 5)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 2)), jnp.float32)
+    digits = np.stack([np.asarray(fsq.encode(x, levels)) % 3, np.asarray(fsq.encode(x, levels)) // 3])
+    counts = np.asarray(fsq.level_counts(x, levels))
+    np.testing.assert_array_equal(counts[0], [*np.bincount(digits[0].ravel(), minlength=3), -1, -1])
+    np.testing.assert_array_equal(counts[1], np.bincount(digits[1].ravel(), minlength=5))
 
 
 def test_bfloat16_latents_are_quantised_in_float32():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 6)), jnp.bfloat16)
     np.testing.assert_array_equal(fsq.encode(x, (17,) * 6), fsq.encode(x.astype(jnp.float32), (17,) * 6))
-    codes, indices = fsq.train(x, jax.random.key(0), PAPER, 0.5)
+    codes, indices = fsq.train(x, *spread(jax.random.key(0), 2), PAPER, 0.5)
     assert codes.dtype == jnp.float32
     assert indices.dtype == jnp.int32
 
@@ -233,4 +246,4 @@ def test_impossible_levels_are_refused(levels):
 def test_level_sets_of_unequal_size_are_refused():
     for sets in ((), ((5, 5), (5,))):
         with pytest.raises(UserError, match="dimensions"):
-            fsq.train(jnp.zeros((1, 1, 2)), jax.random.key(0), sets, 0.5)
+            fsq.train(jnp.zeros((1, 1, 2)), *spread(jax.random.key(0), 1), sets, 0.5)

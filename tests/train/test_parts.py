@@ -7,14 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from etils import epath
 from jax.sharding import PartitionSpec
 
 from codec_jax.errors import UserError
 from codec_jax.experiment import MeshConfig, OptimConfig
-from codec_jax.train import optim, sharding, step
+from codec_jax.train import optim, sharding, stages, step
 from codec_jax.train.logging import cut_back
 from tests import tiny
 
@@ -44,11 +43,24 @@ def test_learning_rate_warms_up_and_falls():
     assert all(a >= b for a, b in itertools.pairwise(rate[10:]))
 
 
+def test_other_schedules(golden):
+    rate = optim.learning_rate(OptimConfig(learning_rate=2.0, schedule="constant", warmup_steps=4), 100)
+    np.testing.assert_allclose([rate(i) for i in (0, 4, 99)], [0.5, 2.0, 2.0])
+    wsd = OptimConfig(learning_rate=2.0, schedule="wsd", warmup_steps=4, decay_fraction=0.25, final_fraction=0.5)
+    rate = optim.learning_rate(wsd, 100)
+    np.testing.assert_allclose([rate(i) for i in (4, 75, 100)], [2.0, 2.0, 1.0])
+    assert 1.0 < float(rate(90)) < 2.0
+    theirs = golden("taae/misc/tensors.safetensors")["inverselr/lr"]
+    inverse = OptimConfig(learning_rate=1e-4, schedule="inverse", inv_gamma=200_000, power=0.5, final_fraction=0.0)
+    ours = jax.vmap(optim.learning_rate(inverse, 1))(jnp.arange(len(theirs)))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
 def test_only_kernels_decay():
     params = {"ff": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "conv": {"v": jnp.ones(3), "g": jnp.ones(3)}}
-    transform = optim.optimizer(OptimConfig(learning_rate=0.1, weight_decay=0.5, warmup_steps=1), 10)
-    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
-    moved = optax.apply_updates(params, updates)
+    transform = optim.optimizer(OptimConfig(weight_decay=0.5))
+    directions, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
+    moved = optim.descend(params, directions, jnp.float32(0.1))
     assert float(moved["ff"]["kernel"][0]) < 1
     for leaf in (moved["ff"]["bias"], moved["conv"]["v"], moved["conv"]["g"]):
         np.testing.assert_array_equal(leaf, np.ones(3))
@@ -105,7 +117,7 @@ def test_shardings_follow_the_rules_and_drop_what_does_not_divide(caplog):
 def test_state_is_sharded_with_its_optimizer_and_average():
     config = tiny.changed(tiny.experiment(), mesh=MeshConfig(1, 4, 2))
     mesh = sharding.make_mesh(config.mesh)
-    player = step.abstract_state(config, mesh).players["codec"]
+    player = step.abstract_state(config, stages.resolve(config)[0], mesh).players["codec"]
     path = ("encoder", "stage_0", "transformer", "blocks", "ff", "proj", "kernel")
 
     def spec(tree):

@@ -1,0 +1,160 @@
+"""How a run goes: data, losses, optimisers, stages, rhythm, mesh. `experiment.py` gathers them with the model's own."""
+
+import dataclasses
+
+from codec_jax.errors import UserError
+from codec_jax.losses.spectral import STFTLossConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where audio comes from. Directories are searched recursively; None means the synthetic corpus.
+
+    valid: None with `train` given holds out `valid_fraction` of the training files (at least one).
+    batch_size: crops per step over all devices. loudness: LUFS of a crop, jittered by up to +-loudness_jitter.
+    """
+
+    train: str | None = None
+    valid: str | None = None
+    valid_fraction: float = 0.05
+    max_valid_clips: int = 32
+    batch_size: int = 128
+    crop_seconds: float = 5.12
+    loudness: float = -20.0
+    loudness_jitter: float = 5.0
+    phase_flip: float = 0.5
+    num_threads: int = 4
+    prefetch: int = 64
+
+
+_PAPER_STFT = STFTLossConfig(fft_sizes=(2048,), hop_sizes=(512,), win_lengths=(2048,))
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights of the generator's terms; a zero leaves the term out.
+
+    l1, l2: on the waveform. stft: `mrstft` (spec TAAE section 6). mel: the seven-scale mel distance that validation
+    reports. adversarial, feature_matching: what the discriminators say. normalize_features: every feature map's
+    distance over its magnitude, the paper's way. decay: the first four weights are multiplied by decay^t at step t of
+    the stage (upstream's option; 1 leaves them alone).
+    """
+
+    l1: float = 1.0
+    l2: float = 0.0
+    stft: float = 1.0
+    mel: float = 0.0
+    adversarial: float = 0.0
+    feature_matching: float = 0.0
+    normalize_features: bool = True
+    decay: float = 1.0
+    mrstft: STFTLossConfig = _PAPER_STFT
+
+    @property
+    def adversarial_terms(self) -> bool:
+        """True where the generator listens to discriminators."""
+        return bool(self.adversarial or self.feature_matching)
+
+    def validate(self) -> None:
+        """Raises UserError for negative weights, or for none at all."""
+        names = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching")
+        weights = {name: getattr(self, name) for name in names}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
+        if not 0 < self.decay <= 1:
+            raise UserError(f"losses.decay is a factor per step in (0, 1], not {self.decay}.")
+        self.mrstft.validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """One player's optimiser. EMA after ema-pytorch (0: none; of the codec alone).
+
+    name: "adamw", or "sgd" without momentum. schedule: "cosine" (linear warm-up, then down to `final_fraction` of the
+    peak at the stage's end), "wsd" (warm-up, stable, and linear down to `final_fraction` over the last
+    `decay_fraction`), "constant" (after warm-up), or "inverse" (upstream's InverseLR: `inv_gamma`, `power`, and its
+    exponential warm-up by the factor `inverse_warmup`).
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 8e-4
+    b1: float = 0.9
+    b2: float = 0.99
+    weight_decay: float = 1e-3
+    schedule: str = "cosine"
+    warmup_steps: int = 1000
+    final_fraction: float = 0.1
+    decay_fraction: float = 0.2
+    inv_gamma: float = 200_000.0
+    power: float = 0.5
+    inverse_warmup: float = 0.999
+    clip_norm: float = 1.0
+    ema_decay: float = 0.9999
+
+    def validate(self) -> None:
+        """Raises UserError where a field has no meaning."""
+        if self.name not in ("adamw", "sgd"):
+            raise UserError(f'optim.name is "adamw" or "sgd", not "{self.name}".')
+        if self.schedule not in ("cosine", "wsd", "constant", "inverse"):
+            raise UserError(f'optim.schedule is "cosine", "wsd", "constant" or "inverse", not "{self.schedule}".')
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"optim.ema_decay must lie in [0, 1), not {self.ema_decay}.")
+        if self.learning_rate <= 0:
+            raise UserError(f"optim.learning_rate must be positive, not {self.learning_rate}.")
+        if self.clip_norm <= 0:
+            raise UserError(f"optim.clip_norm must be positive, not {self.clip_norm} (large: no clipping).")
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """A part of a run. None inherits the experiment's own `losses` or `optim`.
+
+    steps: absolute, or a share of the whole: stages are scaled so that together they fill `training.steps`.
+    discriminate: train discriminators, whether or not the losses listen to them (upstream's warm-up does not).
+    discriminator_optim: None takes the codec's. freeze: parts of the codec that stay as they are, such as "encoder" or
+    "decoder/stage_0".
+    """
+
+    steps: float = 1.0
+    losses: LossConfig | None = None
+    optim: OptimConfig | None = None
+    discriminate: bool = False
+    discriminator_optim: OptimConfig | None = None
+    freeze: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Length and rhythm of a run, in optimiser steps.
+
+    accumulate: parts of a batch that are computed one after the other, their gradients averaged. alternate: as
+    upstream, the codec moves at even steps and the discriminators at odd ones; else both at every step.
+    keep_every: besides the newest `keep_checkpoints`, one every so many steps stays for good (0: none).
+    spike: a step whose gradient norm is over this many times its running mean is skipped (0: none is); steps that are
+    not finite always are. max_skips: so many in a row end the run. hang_seconds: a step that takes longer has the
+    stacks of all threads printed (0: never). profile: (first step, steps) to record for TensorBoard.
+    """
+
+    steps: int = 500_000
+    seed: int = 0
+    accumulate: int = 1
+    alternate: bool = False
+    log_every: int = 50
+    eval_every: int = 10_000
+    checkpoint_every: int = 5_000
+    keep_checkpoints: int = 3
+    keep_every: int = 0
+    max_samples: int = 4
+    spike: float = 10.0
+    max_skips: int = 20
+    hang_seconds: float = 1800.0
+    profile: tuple[int, int] = (0, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 and takes what is left. Slices are joined along `replica`."""
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
