@@ -18,8 +18,10 @@ def main() -> int:
 
     import codec_jax.experiment  # after the arguments: --help need not wait for JAX
     import codec_jax.train
+    from codec_jax.train import processes
 
     try:
+        processes.start()
         experiment = codec_jax.experiment.load_config(arguments.config, overrides)
         codec_jax.train.run(experiment, arguments.workdir)
     except codec_jax.UserError as error:

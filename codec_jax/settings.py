@@ -130,8 +130,8 @@ class TrainingConfig:
     accumulate: parts of a batch that are computed one after the other, their gradients averaged. alternate: as
     upstream, the codec moves at even steps and the discriminators at odd ones; else both at every step.
     keep_every: besides the newest `keep_checkpoints`, one every so many steps stays for good (0: none).
-    spike: a step whose gradient norm is over this many times its running mean is skipped (0: none is); steps that are
-    not finite always are. max_skips: so many in a row end the run. hang_seconds: a step that takes longer has the
+    spike: a step whose gradient norm is over this many times its running mean is skipped (0: none is), from step
+    `spike_after` of a stage on; steps that are not finite always are. max_skips: so many in a row end the run. hang_seconds: a step that takes longer has the
     stacks of all threads printed (0: never). profile: (first step, steps) to record for TensorBoard.
     """
 
@@ -146,6 +146,7 @@ class TrainingConfig:
     keep_every: int = 0
     max_samples: int = 4
     spike: float = 10.0
+    spike_after: int = 200
     max_skips: int = 20
     hang_seconds: float = 1800.0
     profile: tuple[int, int] = (0, 0)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 PyTree = Any
 Variables = Mapping[str, PyTree]
@@ -42,13 +42,13 @@ class Keys(NamedTuple):
     """
 
     step: PRNGKeyArray
-    clips: PRNGKeyArray
+    clips: Key[Array, " batch"]
 
 
-def spread(key: PRNGKeyArray, clips: int) -> Keys:
-    """One key into those of a step and of so many clips."""
+def spread(key: PRNGKeyArray, places: Int[Array, " batch"]) -> Keys:
+    """One key into those of a step and of its clips, by their places in the global batch."""
     step, each = jax.random.split(key)
-    return Keys(step, jax.random.split(each, clips))
+    return Keys(step, jax.vmap(lambda place: jax.random.fold_in(each, place))(places))
 
 
 class Forward(NamedTuple):

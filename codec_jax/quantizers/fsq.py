@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int32, Key, PRNGKeyArray
 
 from codec_jax.errors import UserError
 
@@ -133,7 +133,7 @@ def dither(
     return jnp.where(keep_hard, kept, z + (uniform - 0.5) * constants.step)
 
 
-def sample_draws(keys: PRNGKeyArray, shape: tuple[int, ...], noise_dropout: float) -> Draws:
+def sample_draws(keys: Key[Array, " batch"], shape: tuple[int, ...], noise_dropout: float) -> Draws:
     """Draws for latents [batch, frame, dim], from one key per clip; `noise_dropout` is the probability p of a mask."""
 
     def of_one_clip(key):
@@ -147,7 +147,7 @@ def sample_draws(keys: PRNGKeyArray, shape: tuple[int, ...], noise_dropout: floa
 def train(
     latents: Float[Array, "batch frame dim"],
     key: PRNGKeyArray,
-    clip_keys: PRNGKeyArray,
+    clip_keys: Key[Array, " batch"],
     level_sets: tuple[Levels, ...],
     noise_dropout: float,
 ) -> tuple[Float[Array, "batch frame dim"], Int32[Array, "batch frame"]]:

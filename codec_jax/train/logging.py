@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping
 
+import jax
 import tensorboardX
 from etils import epath
 from tqdm import tqdm
@@ -19,14 +20,18 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: epath.Path, first_step: int):
-        self._path = workdir / METRICS
+        self._path, self._first = workdir / METRICS, jax.process_index() == 0
+        if not self._first:
+            return
         cut_back(self._path, first_step)
         self._board = tensorboardX.SummaryWriter(
             str(workdir / TENSORBOARD), purge_step=first_step + 1 if first_step else None
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One row. Numbers that are not finite become null: JSON has no NaN."""
+        """One row, by the first process. Numbers that are not finite become null: JSON has no NaN."""
+        if not self._first:
+            return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -35,7 +40,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes TensorBoard."""
-        self._board.close()
+        if self._first:
+            self._board.close()
 
 
 def cut_back(path: epath.Path, step: int) -> None:
@@ -59,7 +65,8 @@ class Progress:
     """A bar on a terminal; elsewhere a printed line at every evaluation only."""
 
     def __init__(self, total: int, first_step: int):
-        self._bar = tqdm(total=total, initial=first_step, unit="step", dynamic_ncols=True, disable=None)
+        silent = None if jax.process_index() == 0 else True  # None: where nobody looks
+        self._bar = tqdm(total=total, initial=first_step, unit="step", dynamic_ncols=True, disable=silent)
 
     def advance(self) -> None:
         """One more step done."""
@@ -71,8 +78,9 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays, above the bar."""
-        self._bar.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        if jax.process_index() == 0:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
 
     def close(self) -> None:
         """Leaves the bar as it stands."""

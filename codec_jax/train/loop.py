@@ -193,8 +193,11 @@ def _profile(profile: tuple[int, int], number: int, workdir: epath.Path) -> None
 
 
 def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays from this process's share of the batch."""
-    return {"audio": jax.make_array_from_process_local_data(where, np.asarray(batch["audio"]))}
+    """Global arrays from this process's share of the batch, which holds every process_count-th of its clips."""
+    audio = np.asarray(batch["audio"])
+    place = jax.process_index() + jax.process_count() * np.arange(len(audio), dtype=np.int32)
+    share = {"audio": audio, "place": place}
+    return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}
 
 
 # ---- beginnings --------------------------------------------------------------------------------
@@ -225,10 +228,12 @@ def write_config(experiment: Experiment, workdir: epath.Path) -> None:
 
 
 def evaluate(run: Run, state: State) -> None:
-    """Held-out metrics with the averaged weights, written, shown, and heard in samples/step_N/."""
+    """Held-out metrics with the averaged weights, by the first process: written, shown, heard in samples/step_N/."""
     with run.log.ledger.charge("evaluate"):
         number, player = int(state.step), state.players[CODEC]
-        params = player.params if player.ema is None else player.ema
+        params = sharding.whole(player.params if player.ema is None else player.ema, run.mesh)
+        if jax.process_index():
+            return
         codec = Codec(run.experiment.family, run.experiment.codec, {"params": params})
         directory = run.workdir / SAMPLES / f"step_{number:07d}"
         values = validation.evaluate(codec, run.data.held_out, directory, run.experiment.training.max_samples)

@@ -2,11 +2,12 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from codec_jax.errors import UserError
@@ -30,20 +31,35 @@ RULES: Mapping[str, Any] = {
 }
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """All devices as replica × fsdp × tensor; a -1 takes what is left. Raises UserError where they do not divide."""
-    sizes, devices = [config.replica, config.fsdp, config.tensor], jax.device_count()
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices (None: JAX's own) as replica × fsdp × tensor; a -1 takes what is left.
+
+    Of several slices, `replica` joins them, so that only gradients cross the slow network between slices. Raises
+    UserError where the sizes do not divide.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes, count = [config.replica, config.fsdp, config.tensor], len(devices)
     if sizes.count(-1) > 1 or min(sizes) < -1 or 0 in sizes:
         raise UserError(f"mesh sizes are positive, and at most one is -1, not {tuple(sizes)}.")
     known = math.prod(size for size in sizes if size > 0)
-    sizes = [devices // known if size == -1 else size for size in sizes]
-    if math.prod(sizes) != devices:
+    sizes = [count // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != count:
         raise UserError(
-            f"a mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices, but there are {devices}: "
+            f"a mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices, but there are {count}: "
             "set mesh.replica, mesh.fsdp and mesh.tensor, one of them to -1."
         )
     # Flax's logical constraints work under Auto axes alone.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    axis_types = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(
+            f"mesh.replica={sizes[0]} does not divide over the {slices} slices that it joins: use a multiple."
+        )
+    within = (sizes[0] // slices, sizes[1], sizes[2])
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(grid, AXES, axis_types=axis_types)
 
 
 def check_batch(mesh: Mesh, batch_size: int) -> None:
@@ -75,6 +91,14 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
     if dropped:
         logging.getLogger(__name__).warning("not sharded, because sizes do not divide: %s", ", ".join(sorted(dropped)))
     return tree
+
+
+def whole(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The tree as this process can read it: itself, or of several processes, gathered from all of them."""
+    if jax.process_count() == 1:
+        return tree
+    gathered = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
 
 
 def _resolve(shape: tuple[int, ...], spec: PartitionSpec | None, mesh: Mesh, dropped: set[str]) -> PartitionSpec:

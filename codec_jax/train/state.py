@@ -27,10 +27,11 @@ class Player:
 
 @flax.struct.dataclass
 class Guard:
-    """Steps that were skipped, in all and in a row (int32 []), and every player's running mean log gradient norm."""
+    """Steps that were skipped, in all and in a row (int32 []); per player, norms seen and their running mean log."""
 
     skipped: Any
     streak: Any
+    seen: dict[str, Any]
     log_norms: dict[str, Any]
 
 
@@ -62,8 +63,14 @@ def init(experiment: Experiment, stage: Stage) -> State:
         key=jax.random.key_data(train_key),
         players=players,
         batch_stats=variables.get("batch_stats", {}),
-        guard=Guard(jnp.int32(0), jnp.int32(0), {name: jnp.float32(0.0) for name in (CODEC, DISCRIMINATOR)}),
+        guard=forget_norms(Guard(jnp.int32(0), jnp.int32(0), {}, {})),
     )
+
+
+def forget_norms(guard: Guard) -> Guard:
+    """The guard at the start of a stage, whose gradients are of another size; what was skipped stays counted."""
+    names = (CODEC, DISCRIMINATOR)
+    return Guard(guard.skipped, guard.streak, {n: jnp.int32(0) for n in names}, {n: jnp.float32(0.0) for n in names})
 
 
 def _player(params: PyTree, config: OptimConfig, averaged: bool) -> Player:

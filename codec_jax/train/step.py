@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from codec_jax import models
@@ -21,10 +21,11 @@ from codec_jax.experiment import Experiment
 from codec_jax.models.protocol import Keys, spread
 from codec_jax.train import objective, optim, sharding
 from codec_jax.train.stages import Stage
-from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, init
+from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, forget_norms, init
 
 PyTree = Any
-Batch = Mapping[str, Float[Array, "batch channel time"]]
+Batch = Mapping[str, Array]
+"""audio: float32 [batch, channel, time]. place: int32 [batch], of every clip in the global batch, whoever read it."""
 Metrics = dict[str, Any]
 
 
@@ -61,7 +62,7 @@ def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: St
     if fresh:
         begun = init_state(experiment, stage, abstract)
         players |= {name: begun.players[name] for name in fresh}
-    return dataclasses.replace(state, players=players)
+    return dataclasses.replace(state, players=players, guard=forget_norms(state.guard))
 
 
 def make_train_step(
@@ -86,7 +87,11 @@ def lower_train_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> jax.st
     abstract = abstract_state(experiment, stage, mesh)
     channels = models.FAMILIES[experiment.family].geometry(experiment.codec).channels
     shape = (experiment.data.batch_size, channels, experiment.crop_samples)
-    batch = {"audio": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding.batch_sharding(mesh))}
+    where = sharding.batch_sharding(mesh)
+    batch = {
+        "audio": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where),
+        "place": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=where),
+    }
     step = _jitted(experiment, stage, abstract, mesh, _turns(experiment, stage)[0])
     with on_mesh(mesh):
         return step.lower(abstract, batch)
@@ -103,8 +108,8 @@ def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, w
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         lambda state, batch: train_step(experiment, stage, where, who, state, batch),
-        in_shardings=(where, {"audio": sharding.batch_sharding(mesh)}),
-        out_shardings=(where, None),
+        in_shardings=(where, dict.fromkeys(("audio", "place"), sharding.batch_sharding(mesh))),
+        out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
     )
@@ -183,17 +188,19 @@ def _norms(grads: Mapping[str, PyTree], norms: Mapping[str, Array]) -> Metrics:
 
 def _watch(experiment: Experiment, loss: Array, norms: Mapping[str, Array], guard: Guard) -> tuple[Array, Guard]:
     """Whether to trust the step, and the guard after it. Both players are skipped together, or neither."""
-    sound, means = jnp.isfinite(loss), dict(guard.log_norms)
+    config, sound = experiment.training, jnp.isfinite(loss)
+    seen, means = dict(guard.seen), dict(guard.log_norms)
     for name, norm in norms.items():
-        log_norm, mean = jnp.log(jnp.maximum(norm, 1e-12)), guard.log_norms[name]
-        known = mean != 0  # zero is no mean yet
-        sound &= jnp.isfinite(norm)
-        if experiment.training.spike:
-            sound &= ~known | (log_norm < mean + jnp.log(experiment.training.spike))
-        means[name] = jnp.where(known, 0.98 * mean + 0.02 * log_norm, log_norm)
+        log_norm, mean, finite = jnp.log(jnp.maximum(norm, 1e-12)), guard.log_norms[name], jnp.isfinite(norm)
+        sound &= finite
+        if config.spike:
+            sound &= (guard.seen[name] < config.spike_after) | (log_norm < mean + jnp.log(config.spike))
+        # Spikes count too: a level that has changed for good becomes the new mean.
+        share = jnp.maximum(0.02, 1 / (guard.seen[name] + 1.0))
+        means[name] = jnp.where(finite, mean + share * (log_norm - mean), mean)
+        seen[name] = guard.seen[name] + finite
     skip = (~sound).astype(jnp.int32)
-    log_norms = {name: jnp.where(sound, mean, guard.log_norms[name]) for name, mean in means.items()}
-    return sound, Guard(guard.skipped + skip, (guard.streak + skip) * skip, log_norms)
+    return sound, Guard(guard.skipped + skip, (guard.streak + skip) * skip, seen, means)
 
 
 # ---- gradients ---------------------------------------------------------------------------------
@@ -210,7 +217,7 @@ class Found(NamedTuple):
 def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], state: State, batch: Batch) -> Found:
     """The gradients of a batch, in `training.accumulate` parts one after the other."""
     audio, parts = batch["audio"].swapaxes(1, 2), experiment.training.accumulate
-    keys = spread(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), len(audio))
+    keys = spread(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), batch["place"])
     if parts == 1:
         return gradients(experiment, stage, who, state, audio, keys)
 

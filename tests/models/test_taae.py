@@ -22,7 +22,7 @@ def count(cfg):
 
 def forward(cfg, variables, audio, **kwargs):
     run = jax.jit(lambda v, x, k: taae.forward(cfg, v, x, k, **kwargs).audio)
-    return run(variables, audio, spread(jax.random.key(1), len(audio)))
+    return run(variables, audio, spread(jax.random.key(1), jnp.arange(len(audio))))
 
 
 def test_the_paper_model_has_953_319_756_parameters():
@@ -98,7 +98,9 @@ def test_how_it_runs_does_not_change_what_it_computes(change):
         cfg = tiny.changed(tiny.CONFIG, model=model)
 
         def loss(v):
-            return jnp.square(taae.forward(cfg, v, audio, spread(jax.random.key(1), 2), train=True).audio).mean()
+            return jnp.square(
+                taae.forward(cfg, v, audio, spread(jax.random.key(1), jnp.arange(2)), train=True).audio
+            ).mean()
 
         return jax.jit(jax.value_and_grad(loss))(variables)
 
@@ -137,7 +139,9 @@ def test_gradients_reach_every_parameter():
     cfg = tiny.changed(tiny.CONFIG, bottleneck=taae.FSQConfig(levels=(5,) * 3, noise_dropout=0.0))
 
     def loss(v):
-        return jnp.square(taae.forward(cfg, v, audio, spread(jax.random.key(1), 2), train=True).audio - audio).mean()
+        return jnp.square(
+            taae.forward(cfg, v, audio, spread(jax.random.key(1), jnp.arange(2)), train=True).audio - audio
+        ).mean()
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(tiny.variables())):
         assert float(jnp.abs(leaf).max()) > 0, jax.tree_util.keystr(path)

@@ -17,10 +17,10 @@ RECONSTRUCTION = LossConfig(l1=0.0, l2=1.0, stft=0.0)
 ADVERSARIAL = LossConfig(l1=0.0, l2=1.0, stft=0.0, adversarial=0.5, feature_matching=2.0)
 
 
-def experiment(mesh=MeshConfig(1, 1, 1), adversarial=False, optim=None, discriminator=None, **fields):
+def experiment(mesh, adversarial=False, optim=None, discriminator=None, **fields):
     base = tiny.experiment(steps=5)
     stage = StageConfig(losses=ADVERSARIAL if adversarial else RECONSTRUCTION, optim=optim, discriminate=adversarial)
-    judge = discriminator or DiscriminatorConfig(n_ffts=(30, 78), filters=8, dilations=(1, 2))
+    judge = discriminator or DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,))
     return dataclasses.replace(
         base, mesh=mesh, model=tiny.changed(tiny.MODEL, **fields), stages={"only": stage}, discriminator=judge
     )
@@ -35,6 +35,11 @@ def make_mesh(config):
 
 def audio(seed=5):
     return np.asarray(jax.random.normal(jax.random.key(seed), (8, 1, 400))) * 0.1
+
+
+def on_mesh(clips, mesh):
+    where = sharding.batch_sharding(mesh)
+    return jax.device_put({"audio": clips, "place": np.arange(len(clips), dtype=np.int32)}, where)
 
 
 def awake(config, abstract, stage):
@@ -54,7 +59,7 @@ def loss_and_gradients(mesh_config, adversarial=False, accumulate=1, **fields):
     state = awake(config, abstract, stage)
     who = tuple(state.players)
     where = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.players[name].params) for name in sorted(who)}
-    batch = {"audio": jax.device_put(audio(), sharding.batch_sharding(mesh))}
+    batch = on_mesh(audio(), mesh)
 
     def run(state, batch):
         found = step.accumulated(config, stage, who, state, batch)
@@ -127,8 +132,7 @@ def test_five_steps_of_sgd(mesh):
         abstract = step.abstract_state(config, stage, mesh)
         state, run = awake(config, abstract, stage), step.make_train_step(config, stage, abstract, mesh)
         for number in range(5):
-            batch = {"audio": jax.device_put(audio(number), sharding.batch_sharding(mesh))}
-            state, metrics = run(state, batch, number)
+            state, metrics = run(state, on_mesh(audio(number), mesh), number)
             assert not float(metrics["skipped"])
         return {name: jax.tree.map(np.asarray, player.params) for name, player in state.players.items()}
 
@@ -162,7 +166,7 @@ def test_a_step_moves_parameters_and_their_average():
     state = step.init_state(config, stage, abstract)
     before = jax.tree.map(np.asarray, state.players[CODEC].params)
     run = step.make_train_step(config, stage, abstract, mesh)
-    state, metrics = run(state, {"audio": jax.device_put(audio(), sharding.batch_sharding(mesh))})
+    state, metrics = run(state, on_mesh(audio(), mesh))
     assert int(state.step) == 1
     assert {"loss", "l1", "stft", "grad_norm", "grad_norm/encoder/stage_0", "learning_rate"} <= set(metrics)
     player = state.players[CODEC]

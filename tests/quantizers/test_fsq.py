@@ -131,7 +131,7 @@ def test_infinite_huge_and_nan_latents(levels):
         np.testing.assert_array_equal(fsq.encode(latents, levels), token)
         np.testing.assert_array_equal(jax.jit(fsq.encode, static_argnums=1)(latents, levels), token)
         np.testing.assert_array_equal(fsq.codes_to_indices(latents, levels), token)
-    codes, indices = fsq.train(jnp.full((3, 2, 6), jnp.nan), *spread(jax.random.key(0), 3), PAPER, 0.5)
+    codes, indices = fsq.train(jnp.full((3, 2, 6), jnp.nan), *spread(jax.random.key(0), jnp.arange(3)), PAPER, 0.5)
     assert np.isnan(codes).all()  # seen by whoever guards the loss
     assert (np.asarray(indices) == 0).all()
 
@@ -174,7 +174,7 @@ def test_gradients():
     np.testing.assert_array_equal(jax.grad(lambda z: (fsq.round_to_level(z, constants) * weight).sum())(z), weight)
     draws = fsq.sample_draws(jax.random.split(jax.random.key(3), len(z)), z.shape, 0.5)
     np.testing.assert_array_equal(jax.grad(lambda z: (fsq.dither(z, constants, *draws) * weight).sum())(z), weight)
-    loss = lambda x: (fsq.train(x, *spread(jax.random.key(0), 3), PAPER, 0.5)[0] * 2).sum()
+    loss = lambda x: (fsq.train(x, *spread(jax.random.key(0), jnp.arange(3)), PAPER, 0.5)[0] * 2).sum()
     x = jnp.full((3, 2, 6), 0.3)
     np.testing.assert_allclose(jax.grad(loss)(x), 2 / np.cosh(x) ** 2, rtol=1e-5)
 
@@ -182,7 +182,7 @@ def test_gradients():
 def test_train_draws_every_set_and_tokens_belong_to_it():
     sets = ((2, 3), (5, 4), (9, 17))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 40, 2)) * 2, jnp.float32)
-    step = jax.jit(lambda key: fsq.train(x, *spread(key, 2), sets, 0.0))
+    step = jax.jit(lambda key: fsq.train(x, *spread(key, jnp.arange(2)), sets, 0.0))
     counts = dict.fromkeys(sets, 0)
     for key in jax.random.split(jax.random.key(7), 90):
         codes, indices = step(key)
@@ -196,7 +196,10 @@ def test_train_draws_every_set_and_tokens_belong_to_it():
 
 
 def test_a_clips_draws_are_its_own():
-    x, keys = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 6)), jnp.float32), spread(jax.random.key(5), 6)
+    x, keys = (
+        jnp.asarray(np.random.default_rng(0).normal(size=(6, 4, 6)), jnp.float32),
+        spread(jax.random.key(5), jnp.arange(6)),
+    )
     codes, _ = fsq.train(x, *keys, ((17,) * 6,), 0.5)
     expected = fsq.dither(jnp.tanh(x), fsq.grid((17,) * 6), *fsq.sample_draws(keys.clips, x.shape, 0.5))
     np.testing.assert_array_equal(codes, expected)
@@ -217,7 +220,7 @@ def test_level_counts():
 def test_bfloat16_latents_are_quantised_in_float32():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50, 6)), jnp.bfloat16)
     np.testing.assert_array_equal(fsq.encode(x, (17,) * 6), fsq.encode(x.astype(jnp.float32), (17,) * 6))
-    codes, indices = fsq.train(x, *spread(jax.random.key(0), 2), PAPER, 0.5)
+    codes, indices = fsq.train(x, *spread(jax.random.key(0), jnp.arange(2)), PAPER, 0.5)
     assert codes.dtype == jnp.float32
     assert indices.dtype == jnp.int32
 
@@ -246,4 +249,4 @@ def test_impossible_levels_are_refused(levels):
 def test_level_sets_of_unequal_size_are_refused():
     for sets in ((), ((5, 5), (5,))):
         with pytest.raises(UserError, match="dimensions"):
-            fsq.train(jnp.zeros((1, 1, 2)), *spread(jax.random.key(0), 1), sets, 0.5)
+            fsq.train(jnp.zeros((1, 1, 2)), *spread(jax.random.key(0), jnp.arange(1)), sets, 0.5)

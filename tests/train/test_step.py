@@ -1,0 +1,252 @@
+"""One update, looked at closely: who moves, who is skipped, what a stage hands to the next."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from codec_jax.errors import UserError
+from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfig
+from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.train import health, objective, sharding, stages, step
+from codec_jax.train.state import CODEC, DISCRIMINATOR
+from tests import tiny
+
+JUDGE = DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,))
+ADVERSARIAL = LossConfig(l1=1.0, stft=0.0, adversarial=1.0, feature_matching=1.0)
+
+
+def experiment(stage_configs, **training):
+    base = tiny.experiment(steps=6, **training)
+    plain = LossConfig(l1=1.0, stft=0.0)
+    optim = OptimConfig(learning_rate=1e-2, warmup_steps=1, schedule="constant", ema_decay=0.9)
+    return dataclasses.replace(base, losses=plain, optim=optim, stages=stage_configs, discriminator=JUDGE)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+
+
+def batch(scale=0.1, seed=0):
+    audio = scale * np.random.default_rng(seed).standard_normal((4, 1, 400), dtype=np.float32)
+    return {"audio": jnp.asarray(audio), "place": jnp.arange(4, dtype=jnp.int32)}
+
+
+def begin(config, mesh, index=0):
+    stage = stages.resolve(config)[index]
+    abstract = step.abstract_state(config, stage, mesh)
+    return (
+        stage,
+        abstract,
+        step.init_state(config, stage, abstract),
+        step.make_train_step(config, stage, abstract, mesh),
+    )
+
+
+def moved(before, after):
+    return {
+        "/".join(str(k.key) for k in path)
+        for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after))
+        if np.any(np.asarray(a) != np.asarray(b))
+    }
+
+
+def host(state):
+    return {name: jax.tree.map(np.asarray, player.params) for name, player in state.players.items()}
+
+
+# ---- stages ------------------------------------------------------------------------------------
+
+
+def test_stages_fill_the_run():
+    config = experiment({"warm": StageConfig(0.25), "adversarial": StageConfig(0.75, discriminate=True)})
+    found = stages.resolve(dataclasses.replace(config, training=dataclasses.replace(config.training, steps=100)))
+    assert [(s.name, s.start, s.stop) for s in found] == [("warm", 0, 25), ("adversarial", 25, 100)]
+    assert [stages.at(found, n).name for n in (0, 24, 25, 100)] == ["warm", "warm", "adversarial", "adversarial"]
+    absolute = experiment({"a": StageConfig(30.0), "b": StageConfig(10.0)})
+    assert [s.stop for s in stages.resolve(absolute)] == [4, 6]
+    assert stages.rescaled(absolute)
+    assert not stages.rescaled(config)
+    with pytest.raises(UserError, match="leaves the stage b without a step"):
+        stages.resolve(experiment({"a": StageConfig(1000.0), "b": StageConfig(1.0)}))
+    with pytest.raises(UserError, match="no stage c"):
+        stages.named(found, "c")
+
+
+def test_impossible_stages_are_refused():
+    listening = StageConfig(losses=ADVERSARIAL)
+    for stage, says in (
+        (listening, "discriminate=True"),
+        (StageConfig(steps=0.0), "steps above 0"),
+        (StageConfig(optim=OptimConfig(schedule="linear")), "schedule"),
+        (StageConfig(losses=LossConfig(decay=0.0)), "decay"),
+    ):
+        with pytest.raises(UserError, match=says):
+            experiment({"only": stage}).validate()
+    with pytest.raises(UserError, match="fewer than their longest STFT"):
+        dataclasses.replace(
+            experiment({"only": StageConfig(discriminate=True)}), discriminator=DiscriminatorConfig()
+        ).validate()
+
+
+def test_stages_travel_through_json_and_flags():
+    from codec_jax.experiment import apply_overrides, from_dict, to_dict
+
+    config = experiment(
+        {"warm": StageConfig(1.0), "adversarial": StageConfig(2.0, losses=ADVERSARIAL, discriminate=True)}
+    )
+    assert from_dict(to_dict(config)) == config
+    changed = apply_overrides(config, ["--config.stages.adversarial.losses.l1=0.5", "--config.stages.warm.steps=3"])
+    assert list(changed.stages) == ["warm", "adversarial"]
+    assert changed.stages["adversarial"].losses.l1 == 0.5
+    assert changed.stages["warm"].steps == 3
+
+
+def test_what_passes_from_one_stage_to_the_next(mesh):
+    config = experiment({"warm": StageConfig(), "adversarial": StageConfig(losses=ADVERSARIAL, discriminate=True)})
+    _, _, state, run = begin(config, mesh)
+    assert set(state.players) == {CODEC}
+    state, _ = run(state, batch(), 0)
+    second = stages.resolve(config)[1]
+    abstract = step.abstract_state(config, second, mesh)
+    before = jax.tree.map(np.asarray, state.players[CODEC])
+    entered = step.enter_stage(config, second, state, abstract)
+    assert jax.tree.structure(entered) == jax.tree.structure(abstract)
+    jax.tree.map(np.testing.assert_array_equal, entered.players[CODEC], before)  # moments and average included
+    state, metrics = step.make_train_step(config, second, abstract, mesh)(entered, batch(), 1)
+    assert {"adversarial", "feature_matching", "d_loss", "d_accuracy_real", "grad_norm/discriminator"} <= set(metrics)
+    first = stages.resolve(config)[0]
+    back = step.enter_stage(config, first, state, step.abstract_state(config, first, mesh))
+    assert set(back.players) == {CODEC}
+
+
+# ---- who moves ---------------------------------------------------------------------------------
+
+
+def test_both_move_at_once_and_in_turns(mesh):
+    for alternate, expected in ((False, [{CODEC, DISCRIMINATOR}] * 2), (True, [{CODEC}, {DISCRIMINATOR}])):
+        config = experiment({"only": StageConfig(losses=ADVERSARIAL, discriminate=True)}, alternate=alternate)
+        _, _, state, run = begin(config, mesh)
+        for number, players in enumerate(expected):
+            before = host(state)
+            state, metrics = run(state, batch(), number)
+            assert {name for name in before if moved(before[name], host(state)[name])} == players
+            assert not float(metrics["skipped"])
+
+
+def test_a_warm_up_of_the_discriminators_alone_is_silent_to_the_codec(mesh):
+    """Upstream's warm-up: they learn, and the codec hears nothing of it."""
+    quiet = experiment({"only": StageConfig(discriminate=True)})
+    alone = experiment({"only": StageConfig()})
+    with_judge, without = (begin(config, mesh) for config in (quiet, alone))
+    a, metrics = with_judge[3](with_judge[2], batch(), 0)
+    b, _ = without[3](without[2], batch(), 0)
+    jax.tree.map(np.testing.assert_array_equal, host(a)[CODEC], host(b)[CODEC])
+    assert "adversarial" not in metrics
+    assert "d_loss" in metrics
+
+
+def test_frozen_parts_stay(mesh):
+    config = experiment({"only": StageConfig(freeze=("encoder", "decoder/stage_0"))})
+    _, _, state, run = begin(config, mesh)
+    before = host(state)[CODEC]
+    state, metrics = run(state, batch(), 0)
+    changed = moved(before, host(state)[CODEC])
+    assert changed
+    assert not any(name.startswith(("encoder/", "decoder/stage_0/")) for name in changed)
+    assert float(metrics["grad_norm/encoder/stage_0"]) == 0
+
+
+# ---- skipping ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adversarial(mesh):
+    config = experiment({"only": StageConfig(losses=ADVERSARIAL, discriminate=True)}, spike=50.0, spike_after=1)
+    stage, abstract, _, run = begin(config, mesh)
+    return config, stage, abstract, run
+
+
+def test_steps_that_are_not_finite_or_spike_are_skipped_for_both(adversarial):
+    config, stage, abstract, run = adversarial
+    state = step.init_state(config, stage, abstract)
+    state, _ = run(state, batch(), 0)
+    before, averaged = host(state), jax.tree.map(np.asarray, state.players[CODEC].ema)
+    bad = batch()
+    state, metrics = run(state, {**bad, "audio": bad["audio"].at[1, 0, 7].set(jnp.nan)}, 1)
+    state, metrics = run(state, batch(scale=1e4), 2)
+    assert float(metrics["skipped"]) == 1
+    assert int(metrics["streak"]) == 2
+    assert int(state.step) == 3
+    jax.tree.map(np.testing.assert_array_equal, host(state), before)
+    jax.tree.map(np.testing.assert_array_equal, state.players[CODEC].ema, averaged)
+    state, metrics = run(state, batch(), 3)
+    assert (float(metrics["skipped"]), int(metrics["streak"]), int(state.guard.skipped)) == (0, 0, 2)
+    assert all(moved(before[name], host(state)[name]) for name in before)
+
+
+def test_a_skipped_steps_batch_is_written_down(tmp_path):
+    config = dataclasses.replace(tiny.experiment().training, max_skips=2)
+    fed = {"audio": np.stack([np.zeros((1, 4)), np.full((1, 4), np.nan)]), "names": ["a.wav", "b.wav"]}
+    figures = {"skipped": 1.0, "streak": 1, "loss": float("nan"), "grad_norm": 3.0}
+    assert health.check_step(config, epath.Path(tmp_path), 6, {**figures, "skipped": 0.0}, fed) is None
+    assert "step 7 skipped" in health.check_step(config, epath.Path(tmp_path), 7, figures, fed)
+    line = (tmp_path / health.SKIPPED).read_text()
+    assert '"b.wav"' in line
+    assert line.count("\n") == 1
+    with pytest.raises(UserError, match="2 steps in a row up to 8"):
+        health.check_step(config, epath.Path(tmp_path), 8, {**figures, "streak": 2}, fed)
+
+
+def test_code_figures():
+    counts = np.array([[10, 10, 10, -1], [40, 0, 0, 0]])
+    figures = health.code_figures(counts)
+    assert figures["codes/entropy"] == pytest.approx(0.5)
+    assert figures["codes/entropy_min"] == 0
+    assert figures["codes/used"] == pytest.approx((1 + 0.25) / 2)
+    assert "collapsed" in health.alarms(figures)[0]
+    assert not health.alarms({"codes/entropy_min": 0.9, "d_accuracy_real": 0.7, "d_accuracy_fake": 0.6})
+
+
+# ---- terms -------------------------------------------------------------------------------------
+
+
+def test_the_window_goes_back_where_it_came_from():
+    audio = jnp.arange(20.0).reshape(1, 20, 1)
+    (excerpt, same), put_back = objective.window(jax.random.key(3), 5, audio, audio)
+    np.testing.assert_array_equal(excerpt, same)
+    start = int(excerpt[0, 0, 0])
+    back = np.asarray(put_back(jnp.ones((1, 5, 1))))[0, :, 0]
+    np.testing.assert_array_equal(np.flatnonzero(back), np.arange(start, start + 5))
+    whole, identity = objective.window(jax.random.key(3), 20, audio)
+    assert whole[0] is audio
+    assert identity(excerpt) is excerpt
+
+
+def test_weights_fade(mesh):
+    losses = LossConfig(l1=1.0, stft=0.0, decay=0.5)
+    config = experiment({"first": StageConfig(3.0), "only": StageConfig(3.0, losses=losses)})
+    _, _, state, run = begin(config, mesh, index=1)
+    for number, factor in ((3, 1.0), (4, 0.5), (5, 0.25)):
+        state = dataclasses.replace(state, step=jnp.int32(number))
+        state, metrics = run(state, batch(), number)
+        np.testing.assert_allclose(float(metrics["loss"]), factor * float(metrics["l1"]), rtol=1e-6)
+
+
+def test_meshes_of_slices(mesh):
+    """Slices are joined along `replica`: device (r, f, t) of slice s lies at replica index s."""
+
+    class Device:
+        platform, device_kind, process_index = "tpu", "TPU v5e", 0
+
+        def __init__(self, index):
+            self.id, self.slice_index, self.coords, self.core_on_chip = index, index // 4, (index % 4, 0, 0), 0
+
+    devices = [Device(i) for i in range(8)]
+    with pytest.raises(UserError, match=r"mesh\.replica=1 does not divide over the 2 slices"):
+        sharding.make_mesh(MeshConfig(1, -1, 1), devices)
