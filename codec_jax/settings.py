@@ -131,8 +131,9 @@ class TrainingConfig:
     upstream, the codec moves at even steps and the discriminators at odd ones; else both at every step.
     keep_every: besides the newest `keep_checkpoints`, one every so many steps stays for good (0: none).
     spike: a step whose gradient norm is over this many times its running mean is skipped (0: none is), from step
-    `spike_after` of a stage on; steps that are not finite always are. max_skips: so many in a row end the run. hang_seconds: a step that takes longer has the
-    stacks of all threads printed (0: never). profile: (first step, steps) to record for TensorBoard.
+    `spike_after` of a stage on; steps that are not finite always are. max_skips: so many in a row end the run.
+    hang_seconds: a step that takes longer has the stacks of all threads printed (0: never). profile: (first step,
+    steps) to record for TensorBoard.
     """
 
     steps: int = 500_000

@@ -57,11 +57,14 @@ def init_state(experiment: Experiment, stage: Stage, abstract: State) -> State:
 
 def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: State) -> State:
     """The state at the start of a stage: players it has too go on as they are, new ones begin, others are dropped."""
-    fresh = set(abstract.players) - set(state.players)
-    players = {name: state.players[name] for name in abstract.players if name not in fresh}
-    if fresh:
-        begun = init_state(experiment, stage, abstract)
-        players |= {name: begun.players[name] for name in fresh}
+    fresh = [name for name in abstract.players if name not in state.players]
+    where = jax.tree.map(lambda leaf: leaf.sharding, {name: abstract.players[name] for name in fresh})
+    # Only what is asked for is computed: the codec's own initialisation falls away.
+    begin = jax.jit(
+        lambda: {name: nn.unbox(init(experiment, stage).players[name]) for name in fresh}, out_shardings=where
+    )
+    known = {name: state.players[name] for name in abstract.players if name in state.players}
+    players = {**known, **(begin() if fresh else {})}
     return dataclasses.replace(state, players=players, guard=forget_norms(state.guard))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 
 import jax
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import soundfile
 
 import codec_jax
-from codec_jax import checkpoint
+from codec_jax import checkpoint, train
 from codec_jax.errors import UserError
+from codec_jax.experiment import LossConfig, MeshConfig, StageConfig
+from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.train import loop
 from tests import tiny
 
@@ -98,6 +101,44 @@ def test_stopped_and_resumed_equals_uninterrupted(corpus, finished, tmp_path, mo
         return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows(workdir)]
 
     assert results(workdir) == results(finished)
+
+
+@pytest.fixture(scope="module")
+def staged(corpus):
+    """Three steps of warm-up, then three with discriminators."""
+    base = experiment(corpus, steps=6, eval_every=6, checkpoint_every=2, log_every=1)
+    losses = LossConfig(l1=1.0, stft=0.0, adversarial=1.0, feature_matching=1.0)
+    stages = {"warm": StageConfig(), "adversarial": StageConfig(losses=losses, discriminate=True)}
+    judge = DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,))
+    return tiny.changed(
+        base, losses=LossConfig(stft=0.0), stages=stages, discriminator=judge, mesh=MeshConfig(1, -1, 1)
+    )
+
+
+def test_stages_follow_each_other_and_sigterm_saves(staged, tmp_path, monkeypatch, capsys):
+    """Told to stop in step 4, of the second stage: saved there and then, and gone on from there with both players."""
+    write = loop.MetricsWriter.write
+
+    def tell_in_four(self, step, values):
+        if step == 4:
+            signal.raise_signal(signal.SIGTERM)
+        write(self, step, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.MetricsWriter, "write", tell_in_four)
+        with pytest.raises(train.Preempted, match="step 4 is saved"):
+            loop.run(staged, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    loop.run(staged, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "stage warm: steps 1 to 3, training the codec" in said
+    assert "stage adversarial: steps 4 to 6, training the codec and its discriminators" in said
+    assert "going on from step 4" in said
+    found = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert ["train/d_loss" in row for row in found] == [False] * 3 + [True] * 3
+    assert {"train/codes/entropy", "train/d_accuracy_real", "train/goodput"} <= set(found[-1])
+    codec_jax.load(tmp_path / "run")
 
 
 def test_a_finished_run_is_left_alone(corpus, finished):

@@ -51,7 +51,7 @@ def test_other_schedules(golden):
     np.testing.assert_allclose([rate(i) for i in (4, 75, 100)], [2.0, 2.0, 1.0])
     assert 1.0 < float(rate(90)) < 2.0
     theirs = golden("taae/misc/tensors.safetensors")["inverselr/lr"]
-    inverse = OptimConfig(learning_rate=1e-4, schedule="inverse", inv_gamma=200_000, power=0.5, final_fraction=0.0)
+    inverse = OptimConfig(learning_rate=1e-4, schedule="inverse", inv_gamma=200_000.0, power=0.5, final_fraction=0.0)
     ours = jax.vmap(optim.learning_rate(inverse, 1))(jnp.arange(len(theirs)))
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
