@@ -1,7 +1,10 @@
 """TAAE, from a laptop's few minutes to the paper's billion parameters. Widths are one head or whole heads of 128."""
 
-from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, TrainingConfig
+import dataclasses
+
+from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, StageConfig, TrainingConfig
 from codec_jax.losses.spectral import STFTLossConfig
+from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.models.taae import FSQConfig, TAAEConfig
 
 PAPER_LEVELS = ((5,) * 6, (9,) * 6, (17,) * 6)
@@ -37,18 +40,51 @@ def small() -> Experiment:
     return _paper(channels=256, depths=(2, 4), batch_size=32, steps=200_000)
 
 
+def small_adversarial() -> Experiment:
+    """The paper's recipe at a size that two CPU cores can watch: the short patches of nano, half-second windows."""
+    plain = nano()
+    judged = dataclasses.replace(plain.losses, adversarial=0.1, feature_matching=5.0)
+    return dataclasses.replace(
+        plain,
+        model=TAAEConfig(patch_size=40, channels=256, transformer_depths=(2, 4), sliding_window=(15, 16)),
+        discriminator=DiscriminatorConfig(filters=8, stride=(1, 2)),
+        optim=dataclasses.replace(plain.optim, learning_rate=1e-3, schedule="wsd", warmup_steps=200),
+        stages={
+            "reconstruction": StageConfig(steps=1000.0),
+            "adversarial": StageConfig(
+                steps=1200.0,
+                losses=judged,
+                discriminate=True,
+                optim=dataclasses.replace(plain.optim, learning_rate=3e-4, schedule="constant", warmup_steps=50),
+            ),
+        },
+        training=TrainingConfig(steps=2_200, log_every=20, eval_every=550, checkpoint_every=275),
+    )
+
+
 def large(channels: int, depths: tuple[int, int]) -> Experiment:
     """The paper's training shape: 128 crops of 5.12 s a step."""
     return _paper(channels, depths, batch_size=128, steps=500_000)
 
 
 def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) -> Experiment:
-    """The paper's shape: 320-sample patches, stride 2, 25 Hz latents of 6 dimensions, windows of 128."""
+    """The paper's shape: 320-sample patches, stride 2, 25 Hz latents of 6 dimensions, windows of 128.
+
+    Its recipe: reconstruction first, then discriminators, whose feature matching becomes the main signal while the
+    reconstruction terms fade by 0.9999 a step. Weights are ours: the published configs do not tell them.
+    """
+    judged = LossConfig(adversarial=0.1, feature_matching=5.0, decay=0.9999)
     return Experiment(
         family="taae",
         model=TAAEConfig(channels=channels, transformer_depths=depths, remat="full"),
         bottleneck=FSQConfig(train_levels=PAPER_LEVELS),
         data=DataConfig(batch_size=batch_size, crop_seconds=5.12),
+        discriminator=DiscriminatorConfig(filters=32, stride=(1, 2)),
+        discriminator_seconds=1.0,
+        stages={
+            "reconstruction": StageConfig(steps=0.1),
+            "adversarial": StageConfig(steps=0.9, losses=judged, discriminate=True),
+        },
         training=TrainingConfig(steps=steps),
     )
 
@@ -56,6 +92,7 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
 VARIANTS = {
     "nano": nano,
     "small": small,
+    "small-adversarial": small_adversarial,
     "250m": lambda: large(768, (4, 9)),
     "500m": lambda: large(1024, (4, 10)),
     "1b": lambda: large(1024, (8, 20)),

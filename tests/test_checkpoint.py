@@ -1,5 +1,8 @@
 """Checkpoints: paths, what is kept, and what is refused. (Resuming is tested in tests/train/test_loop.py.)"""
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,3 +43,36 @@ def test_no_checkpoint_yet(tmp_path):
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="no complete checkpoint"):
         checkpoint.restore_subtree(tmp_path / "c", ("params",))
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from codec_jax import checkpoint
+from codec_jax.errors import UserError
+
+checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=3)
+state = {"w": np.random.default_rng(0).standard_normal(100_000)}
+checkpoints.save(1, state, {})
+checkpoints.wait()
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # as a full disk: no file can grow
+try:
+    checkpoints.save(2, {"w": state["w"] + 1}, {})
+    checkpoints.wait()
+except UserError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+found, step = checkpoint.restore_subtree(sys.argv[1], ("w",))
+assert step == 1 and (np.asarray(found) == state["w"].astype(found.dtype)).all()
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_intact(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "c")], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "could not be saved" in done.stdout
+    assert "step 1 is the last complete one" in done.stdout
+    assert len(done.stdout.strip().splitlines()) == 1

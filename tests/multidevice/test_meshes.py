@@ -12,7 +12,8 @@ from codec_jax.train import sharding, stages, step
 from codec_jax.train.state import CODEC, DISCRIMINATOR
 from tests import tiny
 
-# Smooth losses: where a magnitude is near zero, logarithms and signs turn another order of summation into anything.
+# Smooth losses: where a magnitude is near zero, logarithms, signs and its inverse root (the discriminators' spec_scale_pow)
+# turn another order of summation into anything.
 RECONSTRUCTION = LossConfig(l1=0.0, l2=1.0, stft=0.0)
 ADVERSARIAL = LossConfig(l1=0.0, l2=1.0, stft=0.0, adversarial=0.5, feature_matching=2.0)
 
@@ -20,7 +21,7 @@ ADVERSARIAL = LossConfig(l1=0.0, l2=1.0, stft=0.0, adversarial=0.5, feature_matc
 def experiment(mesh, adversarial=False, optim=None, discriminator=None, **fields):
     base = tiny.experiment(steps=5)
     stage = StageConfig(losses=ADVERSARIAL if adversarial else RECONSTRUCTION, optim=optim, discriminate=adversarial)
-    judge = discriminator or DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,))
+    judge = discriminator or DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,), spec_scale_pow=0.0)
     return dataclasses.replace(
         base, mesh=mesh, model=tiny.changed(tiny.MODEL, **fields), stages={"only": stage}, discriminator=judge
     )

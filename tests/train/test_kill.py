@@ -1,0 +1,134 @@
+"""kill -9 at any moment, other meshes, other processes: the run goes on as if nothing had happened. Slow."""
+
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from codec_jax import checkpoint
+
+pytestmark = pytest.mark.slow
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 18
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("valid", 2)):
+        (directory / part).mkdir()
+        for i in range(count):
+            soundfile.write(directory / part / f"{i}.wav", 0.1 * rng.standard_normal(16_000), 16_000)
+    return directory
+
+
+def launch(workdir, corpus, devices=1, mesh=(1, 1, 1), steps=STEPS, **environment):
+    arguments = [str(x) for x in (workdir, corpus, devices, *mesh, steps)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.train.target", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output[-3000:]
+    return output
+
+
+def players(workdir):
+    found = checkpoint.restore_subtree(workdir / "checkpoints", ("players",))
+    assert found[1] == STEPS
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(launch(workdir, corpus))
+    return players(workdir)
+
+
+def being_saved(workdir):
+    """True while a checkpoint is half-written."""
+    directory = workdir / "checkpoints"
+    return directory.is_dir() and any(not path.name.isdigit() for path in directory.iterdir())
+
+
+def test_killed_five_times_and_still_the_same(corpus, uninterrupted, tmp_path):
+    """Twice in the middle of a save, three times at random."""
+    workdir, chance = tmp_path / "run", random.Random(0)
+    metrics = workdir / "metrics.jsonl"
+    deaths = 0
+    for kill in range(5):
+        process = launch(workdir, corpus)
+        lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        target, deadline = lines + chance.randint(2, 4), time.monotonic() + 600
+        while process.poll() is None and time.monotonic() < deadline:
+            stepped = metrics.exists() and len(metrics.read_text().splitlines()) >= target
+            if being_saved(workdir) if kill % 2 else stepped:
+                break
+            time.sleep(0.001)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            deaths += 1
+        process.communicate()
+    assert deaths == 5
+    finish(launch(workdir, corpus))
+    jax.tree.map(np.testing.assert_array_equal, players(workdir), uninterrupted)
+
+
+def close(found, wanted):
+    """Adam turns roundoff into steps: after a change of mesh, parameters agree to a fraction of what they moved."""
+    for name in wanted:
+        for ours, theirs in zip(jax.tree.leaves(found[name]["params"]), jax.tree.leaves(wanted[name]["params"])):
+            np.testing.assert_allclose(ours, theirs, atol=2e-4, rtol=0)
+
+
+def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path):
+    """(1, 8, 1), then (2, 2, 2), then one device."""
+    workdir = tmp_path / "run"
+    process = launch(workdir, corpus, 8, (1, 8, 1))
+    while not (workdir / "checkpoints" / "9").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate()
+    process = launch(workdir, corpus, 8, (2, 2, 2))
+    while not (workdir / "checkpoints" / "15").is_dir() and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate()
+    assert "going on from step" in finish(launch(workdir, corpus))
+    close(players(workdir), uninterrupted)
+
+
+def test_two_processes_are_one(corpus, uninterrupted, tmp_path):
+    """Two processes of four devices each over loopback: every one reads half of every batch."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    workdir = tmp_path / "run"
+    joined = [
+        launch(
+            workdir, corpus, 4, (1, 8, 1),
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for process in joined:
+        finish(process)
+    close(players(workdir), uninterrupted)
