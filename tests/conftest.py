@@ -79,20 +79,29 @@ def upstream_directory(recipe, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """A run of a few steps whose model upstream could express."""
+def corpus(tmp_path_factory):
+    """Eight seconds of noisy tones: train/ and valid/."""
     import soundfile
 
+    directory = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("valid", 2)):
+        (directory / part).mkdir()
+        for i in range(count):
+            tone = np.sin(2 * np.pi * (200 + 50 * i) * np.arange(16_000) / 16_000)
+            soundfile.write(directory / part / f"{i}.wav", 0.1 * tone + 0.02 * rng.standard_normal(16_000), 16_000)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def run(corpus, tmp_path_factory):
+    """A run of a few steps whose model upstream could express."""
     from codec_jax.train import loop
     from tests import tiny
 
-    root = tmp_path_factory.mktemp("run")
-    rng = np.random.default_rng(0)
-    (root / "speech").mkdir()
-    for i in range(4):
-        soundfile.write(root / "speech" / f"{i}.wav", 0.1 * rng.standard_normal(8000), 16_000)
     config = tiny.experiment(steps=4, eval_every=4, checkpoint_every=2)
     model = tiny.changed(config.model, head_dim=128)
-    data = tiny.changed(config.data, train=str(root / "speech"))
-    loop.run(tiny.changed(config, model=model, data=data), root / "run")
-    return root / "run"
+    data = tiny.changed(config.data, train=str(corpus / "train"), valid=str(corpus / "valid"))
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    loop.run(tiny.changed(config, model=model, data=data), workdir)
+    return workdir

@@ -1,6 +1,6 @@
 """A small run in a process of its own, to be killed, moved to other meshes, or joined by others.
 
-python -m tests.train.target WORKDIR CORPUS DEVICES REPLICA FSDP TENSOR STEPS
+python -m tests.train.target WORKDIR CORPUS DEVICES REPLICA FSDP TENSOR STEPS OPTIMISER
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
 jax.config.update("jax_compilation_cache_dir", os.environ.get("CODEC_JAX_TEST_CACHE", tempfile.gettempdir() + "/cjx"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-from codec_jax.experiment import LossConfig, MeshConfig, StageConfig  # noqa: E402
+from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfig  # noqa: E402
 from codec_jax.models.discriminators import DiscriminatorConfig  # noqa: E402
 from codec_jax.train import loop, processes  # noqa: E402
 from tests import tiny  # noqa: E402
 
 
-def experiment(corpus, mesh, steps):
+def experiment(corpus, mesh, steps, optimiser):
     """Warm-up, then both players; a checkpoint every three steps."""
     base = tiny.experiment(steps=steps, eval_every=steps, checkpoint_every=3, log_every=1)
     smooth = LossConfig(l1=0.0, l2=1.0, stft=0.0)
@@ -29,14 +29,15 @@ def experiment(corpus, mesh, steps):
         base,
         data=dataclasses.replace(base.data, train=f"{corpus}/train", valid=f"{corpus}/valid"),
         losses=smooth,
+        optim=OptimConfig(name=optimiser, learning_rate=1e-3 if optimiser == "adamw" else 0.05, warmup_steps=2),
         stages={"warm": StageConfig(1.0), "adversarial": StageConfig(2.0, losses=judged, discriminate=True)},
-        discriminator=DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,)),
+        discriminator=DiscriminatorConfig(n_ffts=(30,), filters=4, dilations=(2,), spec_scale_pow=0.0),
         mesh=MeshConfig(*mesh),
     )
 
 
 if __name__ == "__main__":
     processes.start()
-    workdir, corpus, _, *numbers = sys.argv[1:]
+    workdir, corpus, _, *numbers, optimiser = sys.argv[1:]
     *mesh, steps = map(int, numbers)
-    loop.run(experiment(corpus, mesh, steps), workdir)
+    loop.run(experiment(corpus, mesh, steps, optimiser), workdir)

@@ -7,7 +7,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 import codec_jax
 from codec_jax import checkpoint, train
@@ -16,18 +15,6 @@ from codec_jax.experiment import LossConfig, MeshConfig, StageConfig
 from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.train import loop
 from tests import tiny
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    for part, count in (("train", 6), ("valid", 2)):
-        (directory / part).mkdir()
-        for i in range(count):
-            tone = np.sin(2 * np.pi * (200 + 50 * i) * np.arange(16_000) / 16_000)
-            soundfile.write(directory / part / f"{i}.wav", 0.1 * tone + 0.02 * rng.standard_normal(16_000), 16_000)
-    return directory
 
 
 def experiment(corpus, **training):
