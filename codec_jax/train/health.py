@@ -11,7 +11,7 @@ from codec_jax.errors import UserError
 from codec_jax.experiment import TrainingConfig
 
 SKIPPED = "skipped.jsonl"
-_COLLAPSED, _ONE_SIDED = 0.2, 0.98
+_COLLAPSED, _ONE_SIDED, _SETTLED = 0.2, 0.98, 500
 
 
 def check_step(
@@ -59,13 +59,13 @@ def code_figures(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def alarms(figures: dict[str, float]) -> Sequence[str]:
-    """Sentences for what these figures of a row mean, empty while all is well."""
+def alarms(step: int, figures: dict[str, float]) -> Sequence[str]:
+    """Sentences for what these figures of a row mean, empty while all is well. A run's first steps are no measure."""
+    if step < _SETTLED:
+        return []
     found = []
     if figures.get("codes/entropy_min", 1.0) < _COLLAPSED:
         found.append(f"a latent dimension has collapsed: its codes' entropy is {figures['codes/entropy_min']:.2f} of 1")
     if min(figures.get("d_accuracy_real", 0.0), figures.get("d_accuracy_fake", 0.0)) > _ONE_SIDED:
         found.append("the discriminators see through everything: the codec learns little from them")
-    if figures.get("steps_skipped", 0.0) > 0.1:
-        found.append(f"{figures['steps_skipped']:.0%} of the last steps were skipped")
     return found

@@ -172,7 +172,7 @@ def write_row(run: Run, number: int, metrics: dict[str, Any], usage: np.ndarray)
     values |= health.code_figures(usage) | run.log.ledger.row(number, audio_seconds) | _memory()
     run.log.writer.write(number, {f"train/{name}": value for name, value in values.items()})
     run.log.progress.show({"loss": values["loss"]})
-    for alarm in health.alarms(values):
+    for alarm in health.alarms(number, values):
         run.log.progress.say(f"step {number}: {alarm} (docs/training.md)")
 
 

@@ -209,8 +209,9 @@ def test_code_figures():
     assert figures["codes/entropy"] == pytest.approx(0.5)
     assert figures["codes/entropy_min"] == 0
     assert figures["codes/used"] == pytest.approx((1 + 0.25) / 2)
-    assert "collapsed" in health.alarms(figures)[0]
-    assert not health.alarms({"codes/entropy_min": 0.9, "d_accuracy_real": 0.7, "d_accuracy_fake": 0.6})
+    assert "collapsed" in health.alarms(1000, figures)[0]
+    assert not health.alarms(100, figures)
+    assert not health.alarms(1000, {"codes/entropy_min": 0.9, "d_accuracy_real": 0.7, "d_accuracy_fake": 0.6})
 
 
 # ---- terms -------------------------------------------------------------------------------------
