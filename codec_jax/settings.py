@@ -146,7 +146,7 @@ class TrainingConfig:
     keep_checkpoints: int = 3
     keep_every: int = 0
     max_samples: int = 4
-    spike: float = 10.0
+    spike: float = 100.0
     spike_after: int = 200
     max_skips: int = 20
     hang_seconds: float = 1800.0
