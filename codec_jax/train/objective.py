@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from codec_jax.experiment import LossConfig
 from codec_jax.losses import adversarial, spectral, waveform
 from codec_jax.models import discriminators
-from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models.discriminators import DiscriminatorConfig, Judgement
 from codec_jax.models.protocol import Forward
 
 PyTree = Any
@@ -67,40 +67,51 @@ def judge(
     terms: list[Terms] = []
     grads, audio_gradient = {}, jnp.zeros_like(fake)
     for scale in range(scales):
-        key = f"scale_{scale}"
-
-        def discriminator(scale_params, scale=scale, key=key):
-            r, f = (discriminators.judge_scale(config, {key: scale_params}, scale, audio) for audio in (real, fake))
-            return adversarial.hinge_discriminator(r.logits, f.logits), (r.logits, f.logits)
-
-        def generator(audio, scale=scale):
-            return generator_terms(config, params, losses, scale, real, audio)
-
+        found = _judge_scale(config, params, losses, scale, real, fake, train)
+        terms.append(found.terms)
         if train:
-            (d_loss, logits), gradient = jax.value_and_grad(discriminator, has_aux=True)(params[key])
-            grads[key] = jax.tree.map(lambda g: g / scales, gradient)
-        else:
-            d_loss, logits = discriminator(params[key])
-        found: Terms = {"d_loss": d_loss, **accuracy(*logits)}
-        if losses.adversarial_terms:
-            (_, heard), gradient = jax.value_and_grad(generator, has_aux=True)(fake)
-            audio_gradient += gradient / scales
-            found |= heard
-        terms.append(found)
+            grads[f"scale_{scale}"] = jax.tree.map(lambda g: g / scales, found.grads)
+        audio_gradient += found.audio_gradient / scales
         # One scale after the other: left alone, the compiler may hold the feature maps of several at once.
         audio_gradient, grads = jax.lax.optimization_barrier((audio_gradient, grads))
     means = {name: jnp.stack([found[name] for found in terms]).mean() for name in terms[0]}
     return Verdict(means, audio_gradient, grads if train else None)
 
 
-def generator_terms(
-    config: DiscriminatorConfig, params: PyTree, losses: LossConfig, scale: int, real: Array, fake: Array
-) -> tuple[Float[Array, ""], Terms]:
+def _judge_scale(
+    config: DiscriminatorConfig, params: PyTree, losses: LossConfig, scale: int, real: Array, fake: Array, train: bool
+) -> Verdict:
+    """One scale judges both signals once; each player's loss is pulled back through the same two passes."""
+    key = f"scale_{scale}"
+
+    def judgement(scale_params, audio):
+        return discriminators.judge_scale(config, {key: scale_params}, scale, audio)
+
+    r, pull_real = jax.vjp(lambda scale_params: judgement(scale_params, real), params[key])
+    f, pull_fake = jax.vjp(judgement, params[key], fake)
+    d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: adversarial.hinge_discriminator(*logits))(
+        (r.logits, f.logits)
+    )
+    terms: Terms = {"d_loss": d_loss, **accuracy(r.logits, f.logits)}
+    grads, audio_gradient = None, jnp.zeros_like(fake)
+    if train:
+        silent = jax.tree.map(jnp.zeros_like, r.features)  # the loss hears logits alone
+        of_real, of_fake = pull_real(Judgement(d_real, silent))[0], pull_fake(Judgement(d_fake, silent))[0]
+        grads = jax.tree.map(jnp.add, of_real, of_fake)
+    if losses.adversarial_terms:
+        (_, heard), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
+        audio_gradient = pull_fake(answer)[1]
+        terms |= heard
+    return Verdict(terms, audio_gradient, grads)
+
+
+def generator_terms(losses: LossConfig, real: Judgement, fake: Judgement) -> tuple[Float[Array, ""], Terms]:
     """The weighted sum of the adversarial and the feature-matching term of one scale, and both unweighted."""
-    r, f = (discriminators.judge_scale(config, params, scale, audio) for audio in (real, fake))
     terms = {
-        "adversarial": adversarial.hinge_generator(f.logits),
-        "feature_matching": adversarial.feature_matching(r.features, f.features, normalize=losses.normalize_features),
+        "adversarial": adversarial.hinge_generator(fake.logits),
+        "feature_matching": adversarial.feature_matching(
+            real.features, fake.features, normalize=losses.normalize_features
+        ),
     }
     return losses.adversarial * terms["adversarial"] + losses.feature_matching * terms["feature_matching"], terms
 
