@@ -28,8 +28,8 @@ class Ledger:
         """The next row's throughput counts from here."""
         self._row = (time.perf_counter(), step, dict(self.seconds))
 
-    def row(self, step: int, audio_seconds: float) -> dict[str, float]:
-        """Figures since the last row; audio_seconds: of one step. Evaluations, saves and compilation do not count."""
+    def row(self, step: int) -> dict[str, float]:
+        """Figures since the last row. Evaluations, saves and compilation do not count."""
         began, first, then = self._row
         spent = {name: self.seconds[name] - then[name] for name in ACCOUNTS}
         busy = time.perf_counter() - began - spent["evaluate"] - spent["save"] - spent["compile"]
@@ -38,7 +38,6 @@ class Ledger:
         self.start_row(step)
         return {
             "steps_per_second": steps / busy,
-            "audio_seconds_per_second": steps * audio_seconds / busy,
             "data_wait": spent["data"] / busy,
             "goodput": self.goodput(),
         }

@@ -16,7 +16,7 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import health, sharding, stages, step, stopping, validation
+from codec_jax.train import chips, cost, health, sharding, stages, step, stopping, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, State
@@ -52,7 +52,7 @@ def run(experiment: Experiment, workdir: epath.PathLike) -> None:
         )
         state, stage = start(experiment, mesh, checkpoints, data.batches)
     first = int(state.step)
-    log = Log(MetricsWriter(workdir, first), Progress(experiment.training.steps, first), ledger)
+    log = Log(MetricsWriter(workdir, first, to_dict(experiment)), Progress(experiment.training.steps, first), ledger)
     log.progress.say(_summary(experiment, state, first))
     run = Run(experiment, mesh, data, workdir, checkpoints, log)
     try:
@@ -115,6 +115,7 @@ def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, re
     where = sharding.batch_sharding(run.mesh)
     first = int(state.step) + 1
     usage, before = 0, None
+    speed = Speed.of(run.experiment, stage)
     ledger.start_row(first - 1)
     for number in range(first, stage.stop + 1):
         stopping.watch(rhythm.hang_seconds)
@@ -131,7 +132,7 @@ def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, re
         before = (number, metrics, batch)
         run.log.progress.advance()
         if number == 1 or number % rhythm.log_every == 0 or number == last:
-            write_row(run, number, metrics, np.asarray(usage))
+            write_row(run, number, metrics, np.asarray(usage), speed)
             usage = 0
         # Evaluated before saved: a restored step then has all its rows.
         if number % rhythm.eval_every == 0 or number == last:
@@ -165,11 +166,34 @@ def _look(run: Run, before: tuple | None) -> None:
         run.log.progress.say(said)
 
 
-def write_row(run: Run, number: int, metrics: dict[str, Any], usage: np.ndarray) -> None:
+class Speed(NamedTuple):
+    """What one step of a stage does: seconds of audio, and FLOPs per device, recomputation not counted."""
+
+    audio_seconds: float
+    flops: float
+
+    @classmethod
+    def of(cls, experiment: Experiment, stage: stages.Stage) -> "Speed":
+        """Of all clips of a batch, and of the players that the stage moves."""
+        seconds = experiment.data.batch_size * experiment.crop_samples / _geometry(experiment).sample_rate
+        flops = cost.total(cost.step_flops(experiment, stage), recompute=False)
+        return cls(seconds, flops / jax.device_count())
+
+    def figures(self, steps_per_second: float) -> dict[str, float]:
+        """Throughput; `mfu`, the share of the chip's peak in bfloat16, where that is known."""
+        flops, peak = self.flops * steps_per_second, chips.peak_flops(jax.devices()[0].device_kind)
+        figures = {
+            "audio_seconds_per_second": self.audio_seconds * steps_per_second,
+            "tflops_per_device": flops / 1e12,
+        }
+        return figures | ({"mfu": flops / peak} if peak else {})
+
+
+def write_row(run: Run, number: int, metrics: dict[str, Any], usage: np.ndarray, speed: Speed) -> None:
     """One row of training figures, and alarms where they ask for them."""
     values = {name: float(value) for name, value in metrics.items() if np.ndim(value) == 0}
-    audio_seconds = run.experiment.data.batch_size * run.experiment.crop_samples / _geometry(run.experiment).sample_rate
-    values |= health.code_figures(usage) | run.log.ledger.row(number, audio_seconds) | _memory()
+    values |= health.code_figures(usage) | run.log.ledger.row(number) | _memory()
+    values |= speed.figures(values["steps_per_second"])
     run.log.writer.write(number, {f"train/{name}": value for name, value in values.items()})
     run.log.progress.show({"loss": values["loss"]})
     for alarm in health.alarms(number, values):

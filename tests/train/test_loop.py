@@ -84,7 +84,7 @@ def test_stopped_and_resumed_equals_uninterrupted(corpus, finished, tmp_path, mo
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
     def results(workdir):
-        timed = ("steps_per_second", "audio_seconds_per_second", "data_wait", "goodput")
+        timed = ("steps_per_second", "audio_seconds_per_second", "tflops_per_device", "data_wait", "goodput")
         return [{k: v for k, v in row.items() if not k.endswith(timed)} for row in rows(workdir)]
 
     assert results(workdir) == results(finished)

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -13,8 +15,7 @@ from jax.sharding import PartitionSpec
 
 from codec_jax.errors import UserError
 from codec_jax.experiment import MeshConfig, OptimConfig
-from codec_jax.train import optim, sharding, stages, step
-from codec_jax.train.logging import cut_back
+from codec_jax.train import chips, logging, optim, sharding, stages, step
 from tests import tiny
 
 
@@ -69,8 +70,53 @@ def test_only_kernels_decay():
 def test_metrics_are_cut_back(tmp_path):
     path = epath.Path(tmp_path / "metrics.jsonl")
     path.write_text("".join(json.dumps({"step": n, "x": n}) + "\n" for n in (0, 1, 2, 2, 3)) + '{"step": 4, "tr')
-    cut_back(path, 2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2, 2]
+    rows = logging.AppendedRows(epath.Path(tmp_path), 2)
+    rows.append('{"step": 5}')
+    assert [row["step"] for row in logging.read_rows(epath.Path(tmp_path))] == [0, 1, 2, 2, 5]
+
+
+def test_metrics_in_parts(tmp_path):
+    """Objects of at most three rows, each written whole; a restored run rewrites them up to its step."""
+    workdir = epath.Path(tmp_path)
+    rows = logging.PartedRows(workdir, 0, rows=3, seconds=1e9)
+    for number in range(7):
+        rows.append(json.dumps({"step": number}))
+    assert len(logging.read_rows(workdir)) == 6  # one is held back
+    rows.close()
+    assert [row["step"] for row in logging.read_rows(workdir)] == list(range(7))
+    assert sorted(path.name for path in (tmp_path / "metrics").iterdir()) == [f"0000{n}.jsonl" for n in range(3)]
+    restored = logging.PartedRows(workdir, 1, rows=3, seconds=0.0)
+    assert [row["step"] for row in logging.read_rows(workdir)] == [0, 1]
+    restored.append(json.dumps({"step": 2}))  # after so many seconds it is written at once
+    assert [row["step"] for row in logging.read_rows(workdir)] == [0, 1, 2]
+    assert logging.on_object_store(epath.Path("gs://bucket/run"))
+    assert not logging.on_object_store(workdir)
+
+
+def test_wandb_where_it_is_installed(tmp_path, monkeypatch):
+    calls = []
+    board = types.SimpleNamespace(
+        log=lambda values, step: calls.append((step, values)), finish=lambda: calls.append("finish")
+    )
+    wandb = types.SimpleNamespace(
+        api=types.SimpleNamespace(api_key=None), init=lambda **given: calls.append(given) or board
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    writer = logging.MetricsWriter(epath.Path(tmp_path), 0, {"family": "taae"})
+    writer.write(3, {"train/loss": 0.5})
+    writer.close()
+    started, row, finished = calls
+    assert (started["mode"], started["resume"], started["config"]) == ("offline", "allow", {"family": "taae"})
+    assert (row, finished) == ((3, {"train/loss": 0.5}), "finish")
+
+
+def test_peak_flops():
+    assert chips.peak_flops("TPU v5 lite") == 197e12
+    assert chips.peak_flops("TPU v5") == chips.peak_flops("TPU v5p") == 459e12
+    assert chips.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert chips.peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert chips.peak_flops("cpu") is None
 
 
 @pytest.mark.parametrize(
