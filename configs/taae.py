@@ -62,9 +62,13 @@ def small_adversarial() -> Experiment:
     )
 
 
-def large(channels: int, depths: tuple[int, int]) -> Experiment:
-    """The paper's training shape: 128 crops of 5.12 s a step."""
-    return _paper(channels, depths, batch_size=128, steps=500_000)
+def large(channels: int, depths: tuple[int, int], batch_size: int = 128) -> Experiment:
+    """The paper's training shape, 128 crops of 5.12 s a step, in bfloat16 where the house allows it."""
+    base = _paper(channels, depths, batch_size=batch_size, steps=500_000)
+    model = dataclasses.replace(base.model, dtype="bfloat16", remat="full")
+    return dataclasses.replace(
+        base, model=model, discriminator=dataclasses.replace(base.discriminator, dtype="bfloat16")
+    )
 
 
 def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) -> Experiment:
@@ -76,7 +80,7 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
     judged = LossConfig(adversarial=0.1, feature_matching=5.0, decay=0.9999)
     return Experiment(
         family="taae",
-        model=TAAEConfig(channels=channels, transformer_depths=depths, remat="full"),
+        model=TAAEConfig(channels=channels, transformer_depths=depths),
         bottleneck=FSQConfig(train_levels=PAPER_LEVELS),
         data=DataConfig(batch_size=batch_size, crop_seconds=5.12),
         discriminator=DiscriminatorConfig(filters=32, stride=(1, 2)),
@@ -95,5 +99,5 @@ VARIANTS = {
     "small-adversarial": small_adversarial,
     "250m": lambda: large(768, (4, 9)),
     "500m": lambda: large(1024, (4, 10)),
-    "1b": lambda: large(1024, (8, 20)),
+    "1b": lambda: large(1024, (8, 20), batch_size=512),
 }

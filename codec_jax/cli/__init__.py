@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from codec_jax.cli import coding, convert, data
+from codec_jax.cli import bench, coding, convert, data, plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; errors are one sentence on stderr."""
-    arguments = parser().parse_args(argv)
+    arguments = _parse(argv)
     _choose_platform()
     from codec_jax.errors import UserError
 
@@ -35,6 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Flags of the verb; --config.a.b=value is passed on as `overrides` where the verb takes a config."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    arguments.overrides = [flag for flag in rest if flag.startswith("--config.")]
+    unknown = [flag for flag in rest if flag not in arguments.overrides]
+    if unknown or (rest and not getattr(arguments, "takes_overrides", False)):
+        top.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
+    return arguments
+
+
 def _choose_platform() -> None:
     """With libtpu installed but no accelerator at hand, JAX would search for a TPU and print errors at every start."""
     devices = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd")
@@ -49,4 +60,6 @@ def parser() -> argparse.ArgumentParser:
     coding.add_verbs(verbs)
     convert.add_verbs(verbs)
     data.add_verbs(verbs)
+    plan.add_verbs(verbs)
+    bench.add_verbs(verbs)
     return top

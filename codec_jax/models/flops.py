@@ -13,25 +13,32 @@ _DEPTHWISE_TAPS = 17  # of the conformer branch
 
 
 def autoencoder_flops(cfg: TAAEConfig, samples: int) -> Counts:
-    """Both halves of TAAE on one clip of `samples` samples, by module path, on the current platform."""
+    """Both halves of TAAE on one clip of `samples` samples, by module path, in the order of execution.
+
+    Attention as it is computed on the current platform (`ops.platform`): dense, or in blocks.
+    """
     frames = [samples // cfg.hop_length * rate for rate in frame_rates(cfg)]
-    widths, patch = cfg.widths, cfg.patch_size * cfg.audio_channels
-    first, last = conv((frames[0],), (7,)) * patch * widths[0], conv((frames[-1],), (3,)) * widths[-1] * cfg.latent_dim
-    counts = {"encoder/conv_in": first, "encoder/conv_out": last, "decoder/conv_in": last, "decoder/conv_out": first}
-    for i, (stride, depth) in enumerate(zip(cfg.strides, cfg.transformer_depths, strict=True)):
-        outer, inner = widths[max(i - 1, 0)], widths[i]  # channels before and after the stage, seen from the waveform
-        one_block = _block(cfg.block(inner), inner, frames[i + 1])
-        stage = {f"transformer/{name}": depth * count for name, count in one_block.items()}
-        if cfg.use_dilated_conv:
-            stage["residual"] = _residual_units(frames[i], outer)
-        shared = {f"{half}/stage_{i}/{name}": count for half in ("encoder", "decoder") for name, count in stage.items()}
-        counts |= shared
-        if stride > 1:
-            padding = -(-stride // 2)
-            strided = conv((frames[i],), (2 * stride,), (stride,), padding=(padding,))
-            counts[f"encoder/stage_{i}/resample"] = strided * outer * inner
-            counts[f"decoder/stage_{i}/resample"] = 2.0 * frames[i + 1] * 2 * stride * outer * inner
-    return counts
+    patches = conv((frames[0],), (7,)) * cfg.patch_size * cfg.audio_channels * cfg.widths[0]
+    latents = conv((frames[-1],), (3,)) * cfg.widths[-1] * cfg.latent_dim
+    encoder: Counts = {"encoder/conv_in": patches}
+    decoder: Counts = {"decoder/conv_in": latents}
+    for i in range(len(cfg.strides)):
+        encoder |= {f"encoder/stage_{i}/{name}": count for name, count in _stage(cfg, i, frames, True).items()}
+    for i in reversed(range(len(cfg.strides))):
+        decoder |= {f"decoder/stage_{i}/{name}": count for name, count in _stage(cfg, i, frames, False).items()}
+    return {**encoder, "encoder/conv_out": latents, **decoder, "decoder/conv_out": patches}
+
+
+def _stage(cfg: TAAEConfig, i: int, frames: list[int], encoder: bool) -> Counts:
+    """Stage i of one half: residual units and resampling on the side of the waveform, then (or before) the blocks."""
+    outer, inner, stride = cfg.widths[max(i - 1, 0)], cfg.widths[i], cfg.strides[i]
+    block = _block(cfg.block(inner), inner, frames[i + 1])
+    blocks = {f"transformer/{name}": cfg.transformer_depths[i] * count for name, count in block.items()}
+    residual = {"residual": _residual_units(frames[i], outer)} if cfg.use_dilated_conv else {}
+    strided = conv((frames[i],), (2 * stride,), (stride,), padding=(-(-stride // 2),))
+    transposed = 2.0 * frames[i + 1] * 2 * stride
+    resample = {"resample": (strided if encoder else transposed) * outer * inner} if stride > 1 else {}
+    return {**residual, **resample, **blocks} if encoder else {**blocks, **resample, **residual}
 
 
 def _block(cfg: BlockConfig, width: int, frames: int) -> Counts:

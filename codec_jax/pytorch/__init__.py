@@ -15,4 +15,6 @@ from . import fsq
 from .checkpoint import load
 from .taae import TAAE
 
-__all__ = ["TAAE", "fsq", "load"]
+MODELS = {"taae": TAAE}
+
+__all__ = ["MODELS", "TAAE", "fsq", "load"]

@@ -1,0 +1,69 @@
+"""FLOPs of a whole step by player, against the compiler's count of the real step, unrolled, on one CPU device."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from codec_jax.experiment import LossConfig, StageConfig
+from codec_jax.losses.spectral import STFTLossConfig
+from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models.taae import FSQConfig, TAAEConfig
+from codec_jax.train import cost, sharding, stages, step
+from tests import tiny
+
+MODEL = TAAEConfig(patch_size=40, channels=256, transformer_depths=(1, 2), sliding_window=(15, 16), unroll=True)
+PLAIN = LossConfig(l1=1.0, stft=1.0, mrstft=STFTLossConfig((256,), (64,), (256,)))
+JUDGED = dataclasses.replace(PLAIN, adversarial=1.0, feature_matching=1.0)
+
+
+def experiment(stage, **model):
+    return dataclasses.replace(
+        tiny.experiment(),
+        model=dataclasses.replace(MODEL, **model),
+        bottleneck=FSQConfig(),
+        data=tiny.changed(tiny.experiment().data, batch_size=2, crop_seconds=0.25),
+        losses=PLAIN,
+        stages={"only": stage},
+        discriminator=DiscriminatorConfig(n_ffts=(78, 206), filters=16),
+    )
+
+
+def both_counts(config):
+    """Ours, and the compiler's of the same step."""
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+    (stage,) = stages.resolve(config)
+    compiled = step.lower_train_step(config, stage, mesh).compile()
+    costs = cost.step_flops(config, stage)
+    params = sum(
+        leaf.size for leaf in jax.tree.leaves(step.abstract_state(config, stage, mesh).players["codec"].params)
+    )
+    return costs, compiled.cost_analysis()["flops"] - 40 * params  # AdamW, EMA, norms, guard: 36 to 42 per parameter
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+def test_reconstruction(remat):
+    costs, compiled = both_counts(experiment(StageConfig(), remat=remat))
+    assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
+    assert (costs["codec"]["recompute"] > 0) == (remat != "none")
+
+
+@pytest.mark.parametrize("freeze", [("encoder",), ("encoder/stage_0", "encoder/conv_in"), ("decoder/stage_1",)])
+def test_frozen_parts_cost_no_gradient(freeze):
+    costs, compiled = both_counts(experiment(StageConfig(freeze=freeze)))
+    assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
+
+
+@pytest.mark.parametrize("alternate", [False, True])
+def test_discriminators(alternate):
+    config = experiment(StageConfig(losses=JUDGED, discriminate=True))
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, alternate=alternate))
+    costs, compiled = both_counts(config)
+    assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.05)
+    assert costs["discriminator"]["backward"] == (0.5 if alternate else 2.5) * costs["discriminator"]["forward"]
+
+
+def test_totals():
+    costs = {"codec": {"forward": 1.0, "backward": 2.0, "recompute": 1.0}, "losses": {"forward": 0.5}}
+    assert (cost.total(costs, recompute=True), cost.total(costs, recompute=False)) == (4.5, 3.5)
