@@ -1,6 +1,7 @@
 """Audio files <-> float32 arrays [channel, time], through libsndfile, with errors a user can act on."""
 
 import contextlib
+import io
 import os
 import pathlib
 from collections.abc import Iterator
@@ -138,6 +139,13 @@ def write(path: PathLike, audio: Float[np.ndarray, "*channel time"], sample_rate
         raise UserError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def to_bytes(audio: Float[np.ndarray, "*channel time"], sample_rate: int) -> bytes:
+    """A .wav file of [time] or [channel, time] as `write` would write it, for places that are no file system."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, pcm16(audio).T, sample_rate, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
 
 
 def pcm16(audio: np.ndarray, name: PathLike = "audio") -> np.ndarray:

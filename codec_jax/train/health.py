@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from codec_jax.errors import UserError
 from codec_jax.experiment import TrainingConfig
+from codec_jax.storage import is_remote
 
 SKIPPED = "skipped.jsonl"
 _COLLAPSED, _ONE_SIDED, _SETTLED = 0.2, 0.98, 500
@@ -31,8 +33,7 @@ def check_step(
         for name, x in zip(batch["names"], audio)
     ]
     row = {"step": number, "figures": {k: str(v) for k, v in norms.items()}, "clips": clips}
-    with (workdir / SKIPPED).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    _write_down(workdir, number, json.dumps(row))
     streak = int(metrics["streak"])
     if streak >= config.max_skips:
         raise UserError(
@@ -40,6 +41,17 @@ def check_step(
             f"{workdir / SKIPPED} for the files they were fed, and lower optim.learning_rate."
         )
     return f"step {number} skipped: loss {norms['loss']:.3g}, gradient norm {norms.get('grad_norm', float('nan')):.3g}"
+
+
+def _write_down(workdir: epath.Path, number: int, row: str) -> None:
+    """A line of skipped.jsonl; on an object store, where nothing can be appended, an object of its own."""
+    if is_remote(workdir):
+        directory = workdir / SKIPPED.removesuffix(".jsonl")
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{number:08d}-{jax.process_index()}.json").write_text(row)
+        return
+    with (workdir / SKIPPED).open("a") as file:
+        file.write(row + "\n")
 
 
 def code_figures(counts: np.ndarray) -> dict[str, float]:

@@ -16,6 +16,8 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
+from codec_jax.storage import is_remote
+
 METRICS, TENSORBOARD = "metrics.jsonl", "tensorboard"
 
 
@@ -30,7 +32,7 @@ class MetricsWriter:
         self._first = jax.process_index() == 0
         if not self._first:
             return
-        rows = PartedRows if on_object_store(workdir) else AppendedRows
+        rows = PartedRows if is_remote(workdir) else AppendedRows
         self._rows = rows(workdir, first_step)
         self._board = tensorboardX.SummaryWriter(
             str(workdir / TENSORBOARD), purge_step=first_step + 1 if first_step else None
@@ -55,11 +57,6 @@ class MetricsWriter:
             self._board.close()
             if self._wandb is not None:
                 self._wandb.finish()
-
-
-def on_object_store(path: epath.Path) -> bool:
-    """True where files cannot be appended to: gs://, s3://, ..."""
-    return "://" in str(path)
 
 
 class AppendedRows:
@@ -152,7 +149,7 @@ def _wandb_run(workdir: epath.Path, config: dict[str, Any]) -> Any:
         import wandb
     except ImportError:
         return None
-    local = pathlib.Path(tempfile.gettempdir() if on_object_store(workdir) else workdir)
+    local = pathlib.Path(tempfile.gettempdir() if is_remote(workdir) else workdir)
     known = wandb.api.api_key or "WANDB_MODE" in os.environ
     return wandb.init(
         project="codec_jax",

@@ -56,6 +56,6 @@ def write_sample(directory: epath.Path, name: str, reference: Any, estimate: Any
     """`<name>_reference.wav`, `<name>_decoded.wav` and `<name>.png`."""
     directory.mkdir(parents=True, exist_ok=True)
     name = epath.Path(name).with_suffix("").as_posix().replace("/", "_")
-    files.write(directory / f"{name}_reference.wav", reference, sample_rate)
-    files.write(directory / f"{name}_decoded.wav", estimate, sample_rate)
+    for what, audio in (("reference", reference), ("decoded", estimate)):
+        (directory / f"{name}_{what}.wav").write_bytes(files.to_bytes(audio, sample_rate))
     pictures.spectrograms(directory / f"{name}.png", {"reference": reference[0], "decoded": estimate[0]}, sample_rate)
