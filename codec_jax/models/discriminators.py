@@ -219,8 +219,13 @@ def _scale_flops(cfg: DiscriminatorConfig, samples: int, scale: int) -> float:
     shape = (1 + (samples - n_fft) // hop_length, n_fft // 2 + 1)
     total = cfg.in_channels * stft_flops(shape[0], n_fft)
     square, width = (cfg.kernel[0], cfg.kernel[0]), cfg.filters
-    total += conv(shape, cfg.kernel) * 2 * cfg.in_channels * width
-    for dilation in cfg.dilations:
-        total += conv(shape, cfg.kernel, cfg.stride, (dilation, 1)) * width**2
+    total += _products(shape, cfg.kernel) * 2 * cfg.in_channels * width
+    for _ in cfg.dilations:
+        total += _products(shape, cfg.kernel, cfg.stride) * width**2
         shape = -(-shape[0] // cfg.stride[0]), -(-shape[1] // cfg.stride[1])
-    return total + conv(shape, square) * (width**2 + width)
+    return total + _products(shape, square) * (width**2 + width)
+
+
+def _products(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> float:
+    """Of `_convolve` per pair of channels: every frame tap is multiplied in full, zeros beyond the ends too."""
+    return -(-shape[0] // stride[0]) * kernel[0] * conv((shape[1],), (kernel[1],), (stride[1],))
