@@ -57,15 +57,15 @@ def pinned(value, recorded, weight):
 def total_loss(cfg, weights):
     """(params, rest of the variables, audio, streams, pin, quantise) -> upstream's loss, and what it is made of.
 
-    pin: (recorded spectrum, recorded audio, weight).
+    pin: (recorded spectrum of the input, of the output, recorded audio, weight).
     """
 
     def total(params, rest, audio, streams, pin, quantise):
-        target = esc.analyse(cfg, audio)
+        target = pinned(esc.analyse(cfg, audio), pin[0], pin[3])
         variables = {**rest, "params": params}
         out, moved = esc.run(cfg, variables, target, streams, train=True, quantise=quantise)
         decoded = esc.synthesise(cfg, out.spectrum)
-        spectrum, wave = pinned(out.spectrum, pin[0], pin[2]), pinned(decoded, pin[1], pin[2])
+        spectrum, wave = pinned(out.spectrum, pin[1], pin[3]), pinned(decoded, pin[2], pin[3])
         losses = {
             "cm_loss": out.losses[0],
             "cb_loss": out.losses[1],
