@@ -130,7 +130,7 @@ def test_codeword_dimensions_are_the_checkpoints(checkpoint):
         ("max_streams", 3, "max_streams 3"),
         ("dropout", 1, "sets dropout in model, which no ESC has"),
         ("backbone", "convolution", "backbone convolution"),
-        ("win_len", 6, "ft.window has shape"),
+        ("win_len", 4, "ft.window has shape"),
         ("win_len", None, "structure"),
     ],
 )
@@ -144,7 +144,7 @@ def test_contradicting_configs_are_refused(checkpoint, name, value, says):
 
 def test_missing_and_left_over_tensors_are_named(checkpoint):
     _, config, tensors = checkpoint
-    with pytest.raises(UserError, match="no tensor encoder.pre_nn.swint_blocks.0.norm1.weight"):
+    with pytest.raises(UserError, match="no tensor encoder"):
         convert.from_torch(
             {k: v for k, v in tensors.items() if k != "encoder.pre_nn.swint_blocks.0.norm1.weight"}, config
         )
