@@ -107,9 +107,11 @@ def encode(
     frames: Int[Array, " batch"] | None,
     rate: Rate,
 ) -> Int[np.ndarray, "batch codebook frame"]:
-    """Audio, of a padded length, to tokens. ValueError for another length."""
-    if audio.shape[1] != padded_length(cfg, audio.shape[1]):
+    """Audio of a padded length to tokens; of a multiple of the hop, the last STFT hop is cut. Else ValueError."""
+    whole = _whole(cfg, audio.shape[1])
+    if audio.shape[1] - whole not in (0, cfg.model.stft_hop_length):
         raise ValueError(f"{audio.shape[1]} samples are no whole code frames: pad to padded_length(cfg, samples)")
+    audio = audio[:, :whole]
     return np.asarray(_encode_jit(cfg, variables, audio, frames, rate.stages[0]))
 
 

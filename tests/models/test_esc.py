@@ -127,6 +127,8 @@ def test_fewer_streams_are_a_prefix(model):
     two = esc.encode(cfg, variables, audio, None, esc.rate(cfg, None, 2))
     np.testing.assert_array_equal(two, codes[:, :6])
     assert esc.decode(cfg, variables, two, None, esc.rate(cfg, None, 2)).shape == audio.shape
+    over = jnp.pad(audio, ((0, 0), (0, cfg.model.stft_hop_length), (0, 0)))  # a multiple of the hop
+    np.testing.assert_array_equal(esc.encode(cfg, variables, over, None, esc.rate(cfg)), codes)
     with pytest.raises(ValueError, match="pad to padded_length"):
         esc.encode(cfg, variables, audio[:, :-1], None, esc.rate(cfg))
 
