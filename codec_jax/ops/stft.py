@@ -1,11 +1,13 @@
-"""Short-time Fourier transform in float32: framing without a gather, then an FFT or a matrix product."""
+"""Short-time Fourier transform and its inverse in float32: framing and overlap-add without a gather or scatter, and an
+FFT or a matrix product between.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from codec_jax.ops import platform
 
@@ -32,10 +34,7 @@ def stft(
     impl: "fft", "matmul" (float32 at HIGHEST precision) or "auto", by the platform at trace time.
     Raises ValueError for a window longer than n_fft, an unknown impl, and audio too short to reflect or cut.
     """
-    if impl == "auto":
-        impl = choose_impl(platform.current())
-    if impl not in ("fft", "matmul"):
-        raise ValueError(f'impl is "{impl}": choose "auto", "fft" or "matmul"')
+    impl = _resolved(impl)
     padded_window = center_window(window, n_fft)
     audio = audio.astype(jnp.float32)
     if center:
@@ -47,6 +46,72 @@ def stft(
     cosine, sine = _dft(padded_window.tobytes())
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     return product(frames, cosine), product(frames, sine)
+
+
+def istft(
+    real: Float[Array, "*batch frame bin"],
+    imag: Float[Array, "*batch frame bin"],
+    n_fft: int,
+    hop_length: int,
+    window: np.ndarray,
+    frames: Int[Array, "*batch"] | None = None,
+    *,
+    impl: str = "auto",
+) -> Float[Array, "*batch time"]:
+    """The inverse of a centred `stft`, float32: hop_length * (frame - 1) samples, the values of torch.istft.
+
+    Every frame is transformed back (imaginary parts of the first and last bin count for nothing) and windowed; the
+    overlapping sum is divided by that of the squared windows, and n_fft // 2 samples are cut off either end (spec ESC
+    section 1). n_fft is even, bin = n_fft // 2 + 1. frames: how many frames of every item exist (None: all). Others
+    count in neither sum, so that an item's first hop_length * (frames - 1) samples are those it has alone; all behind
+    are zero. Raises ValueError for an odd n_fft, another number of bins, and an unknown impl.
+    """
+    impl = _resolved(impl)
+    if n_fft % 2 or real.shape[-1] != n_fft // 2 + 1:
+        raise ValueError(f"{real.shape[-1]} bins are not those of an even n_fft {n_fft}: give n_fft = 2 * (bins - 1)")
+    window = center_window(window, n_fft)
+    real, imag = real.astype(jnp.float32), imag.astype(jnp.float32)
+    if impl == "fft":
+        waves = jnp.fft.irfft(real + 1j * imag, n_fft) * window
+    else:
+        cosine, sine = _inverse_dft(window.tobytes())
+        product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        waves = product(real, cosine) + product(imag, sine)
+    count = real.shape[-2]
+    time = hop_length * (count - 1)
+    there = jnp.ones((count, 1), jnp.float32)
+    if frames is not None:
+        there = (jnp.arange(count) < frames[..., None])[..., None].astype(jnp.float32)
+        # Not a product: what lies behind an item's end may be anything, infinite too.
+        waves = jnp.where(there > 0, waves, 0)
+    inside = slice(n_fft // 2, n_fft // 2 + time)
+    total = overlap_add(waves, hop_length)[..., inside]
+    envelope = overlap_add(there * window**2, hop_length)[..., inside]
+    if frames is not None:
+        total = jnp.where(jnp.arange(time) < hop_length * (frames[..., None] - 1), total, 0)
+    return total / jnp.where(envelope > 0, envelope, 1)
+
+
+def overlap_add(frames: Float[Array, "*batch frame frame_length"], hop_length: int) -> Float[Array, "*batch time"]:
+    """The sum of frames laid `hop_length` apart, as long as they reach: the transpose of `frame`, by shifted sums."""
+    *batch, count, length = frames.shape
+    shifts = -(-length // hop_length)
+    none = [(0, 0)] * len(batch)
+    rows = jnp.pad(frames, [*none, (0, 0), (0, shifts * hop_length - length)])
+    parts = [
+        jnp.pad(rows[..., k * hop_length : (k + 1) * hop_length], [*none, (k, shifts - 1 - k), (0, 0)])
+        for k in range(shifts)
+    ]
+    total = functools.reduce(jnp.add, parts)
+    return total.reshape(*batch, -1)[..., : (count - 1) * hop_length + length]
+
+
+def _resolved(impl: str) -> str:
+    """Either "fft" or "matmul". ValueError for what `stft` and `istft` do not know."""
+    impl = choose_impl(platform.current()) if impl == "auto" else impl
+    if impl not in ("fft", "matmul"):
+        raise ValueError(f'impl is "{impl}": choose "auto", "fft" or "matmul"')
+    return impl
 
 
 def choose_impl(platform: str) -> str:
@@ -100,3 +165,17 @@ def _dft(window_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
     # The phase is reduced in integers: exact however large n * k.
     angle = 2 * np.pi / n_fft * (np.arange(n_fft)[:, None] * np.arange(n_fft // 2 + 1) % n_fft)
     return (window * np.cos(angle)).astype(np.float32), (-window * np.sin(angle)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _inverse_dft(window_bytes: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Windowed matrices [bin, n_fft] of an even inverse, from float64: of real parts, and of imaginary ones."""
+    window = np.frombuffer(window_bytes, np.float32).astype(np.float64)
+    n_fft = len(window)
+    angle = 2 * np.pi / n_fft * (np.arange(n_fft // 2 + 1)[:, None] * np.arange(n_fft) % n_fft)
+    twice = np.full((n_fft // 2 + 1, 1), 2.0)  # every bin but the first and last stands for its mirror image too
+    twice[[0, -1]] = 1.0
+    scale = twice * window / n_fft
+    sine = -scale * np.sin(angle)
+    sine[[0, -1]] = 0.0
+    return (scale * np.cos(angle)).astype(np.float32), sine.astype(np.float32)

@@ -1,4 +1,4 @@
-"""STFT: against torch.stft, both implementations, framing, gradients at silence, and its refusals."""
+"""STFT: against torch.stft, both implementations, framing, gradients at silence, refusals; the inverse."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec_jax.ops.stft import center_window, choose_impl, frame, hann, reflect_pad, stft
+from codec_jax.ops.stft import center_window, choose_impl, frame, hann, istft, overlap_add, reflect_pad, stft
 
 IMPLS = ("fft", "matmul")
 
@@ -109,3 +109,51 @@ def test_tpu_gets_the_product_and_others_the_fft():
 def test_refusals_say_what_to_do(kwargs, message):
     with pytest.raises(ValueError, match=message):
         stft(**({"audio": jnp.zeros(100), "n_fft": 64, "hop_length": 16, "window": hann(64)} | kwargs))
+
+
+# ---- and back ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("n_fft", "hop", "win"), [(382, 80, 320), (94, 32, 80), (64, 16, 64)])
+def test_torch_agrees_on_the_inverse(impl, n_fft, hop, win):
+    """Of spectra that no audio has: the imaginary parts of the first and last bin are not zero."""
+    spectrum = noise(2, 9, n_fft // 2 + 1) + 1j * noise(3, 9, n_fft // 2 + 1)[1:]
+    audio = istft(jnp.asarray(spectrum.real), jnp.asarray(spectrum.imag), n_fft, hop, hann(win), impl=impl)
+    window = torch.hann_window(win, dtype=torch.float64)
+    want = torch.istft(torch.tensor(spectrum, dtype=torch.complex128).mT, n_fft, hop, win, window).numpy()
+    assert audio.shape == want.shape == (2, 8 * hop)
+    np.testing.assert_allclose(audio, want, atol=1e-5 * np.abs(want).max() / 5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_frames_behind_an_items_end_change_nothing(impl):
+    real, imag = noise(3, 9, 48), noise(4, 9, 48)[1:]
+    counts, shape = np.array([9, 4, 6]), (94, 32, hann(80))
+    alone = [
+        istft(jnp.asarray(r[None, :n]), jnp.asarray(i[None, :n]), *shape, impl=impl)[0]
+        for r, i, n in zip(real, imag, counts)
+    ]
+    for item, n in enumerate(counts):
+        real[item, n:], imag[item, n:] = np.inf, 1e30
+    together = istft(jnp.asarray(real), jnp.asarray(imag), *shape, jnp.asarray(counts), impl=impl)
+    for item, n in enumerate(counts):
+        np.testing.assert_allclose(together[item, : 32 * (n - 1)], alone[item], atol=1e-6)
+        assert not np.asarray(together[item, 32 * (n - 1) :]).any()
+
+
+def test_the_inverse_inverts_and_refuses():
+    audio = jnp.asarray(noise(2, 80 * 11))
+    back = istft(*stft(audio, 382, 80, hann(320)), 382, 80, hann(320))
+    np.testing.assert_allclose(back, audio, atol=1e-5)
+    with pytest.raises(ValueError, match="192 bins are not those of an even n_fft 512"):
+        istft(jnp.zeros((3, 192)), jnp.zeros((3, 192)), 512, 80, hann(320))
+
+
+@settings(deadline=None, max_examples=8)
+@given(length=st.integers(1, 12), hop=st.integers(1, 7), count=st.integers(1, 5))
+def test_overlap_add_is_the_transpose_of_framing(length, hop, count):
+    time = (count - 1) * hop + length
+    frames = jnp.asarray(noise(count, length))
+    _, transpose = jax.vjp(lambda x: frame(x, length, hop), jnp.zeros(time))
+    np.testing.assert_allclose(overlap_add(frames, hop), transpose(frames)[0], atol=1e-6)
