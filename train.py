@@ -16,6 +16,9 @@ def main() -> int:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments, overrides = parser.parse_known_args()
 
+    from codec_jax import accelerators
+
+    accelerators.choose_platform()
     import codec_jax.experiment  # after the arguments: --help need not wait for JAX
     import codec_jax.train
     from codec_jax.train import processes

@@ -4,6 +4,8 @@ import os
 import pathlib
 import tempfile
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # here and in what tests start: with libtpu, JAX looks for TPUs
+
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)

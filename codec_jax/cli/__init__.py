@@ -1,19 +1,17 @@
 """codec-jax: one thin function per verb. Exit codes: 0 done, 1 could not do it, 2 wrong usage."""
 
 import argparse
-import glob
-import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 
+from codec_jax import accelerators
 from codec_jax.cli import bench, coding, convert, data, plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; errors are one sentence on stderr."""
     arguments = _parse(argv)
-    _choose_platform()
+    accelerators.choose_platform()
     from codec_jax.errors import UserError
 
     try:
@@ -44,13 +42,6 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if unknown or (rest and not getattr(arguments, "takes_overrides", False)):
         top.error(f"unrecognized arguments: {' '.join(unknown or rest)}")
     return arguments
-
-
-def _choose_platform() -> None:
-    """With libtpu installed but no accelerator at hand, JAX would search for a TPU and print errors at every start."""
-    devices = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd")
-    if importlib.util.find_spec("libtpu") and not any(glob.glob(pattern) for pattern in devices):
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def parser() -> argparse.ArgumentParser:

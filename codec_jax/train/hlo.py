@@ -5,7 +5,7 @@ The compiler's own `cost_analysis` counts the body of a loop once; here every co
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -103,18 +103,18 @@ def traffic(text: str) -> Traffic:
     return Traffic(collectives, dcn, memory, cycles)
 
 
-def carriers(text: str, batch: int) -> list[str]:
-    """Instructions with a dimension that is a multiple of `batch`, as "name dtype[dims]".
+def carriers(text: str, sizes: Collection[int]) -> list[str]:
+    """Instructions with a dimension of one of `sizes`, as "name dtype[dims]".
 
-    Give a batch with a prime factor that no other size has, and none may carry the global one: a device whose share is
-    smaller holds nothing of that size unless the partitioner replicated it.
+    Given the global batch, and its products with the numbers of frames, none may be found where several devices share
+    it: a device holds nothing of that size unless the partitioner replicated it.
     """
     return [
         f"{instruction.name} {shape.dtype}{list(shape.dims)}"
         for computation in parse(text).values()
         for instruction in computation
         for shape in instruction.shapes
-        if any(dim and dim % batch == 0 for dim in shape.dims)
+        if not set(shape.dims).isdisjoint(sizes)
     ]
 
 

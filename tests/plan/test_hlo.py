@@ -105,9 +105,9 @@ def test_bytes_in_memory_are_padded_to_tiles(shape, size):
 
 
 def test_carriers():
-    assert hlo.carriers(TEXT, 5)  # the stack
-    assert hlo.carriers(TEXT, 17) == []
-    found = hlo.carriers(TEXT, 1024)
+    assert hlo.carriers(TEXT, {5})  # the stack
+    assert hlo.carriers(TEXT, {17}) == []
+    found = hlo.carriers(TEXT, {1024})
     assert "all-gather.1 bf16[1024, 1024]" in found
     assert "w bf16[4, 1024]" in found
 
