@@ -21,7 +21,9 @@ set on all but the last. Everything else is in network byte order too.
     per item      varints    length (samples at sample_rate before padding), frames
                   4 bytes    gain, float32
     header CRC    4 bytes    CRC-32 of all bytes so far
-    per item      blocks     at most 4 (see `block_frames`): codes frame by frame, codebook by codebook within
+    per item      blocks     (of streams, all items of the first stream, then of the second, ...: cut behind a
+                             stream, the file is one of the streams so far)
+                             at most 4 (see `block_frames`): codes frame by frame, codebook by codebook within
                              a frame, ceil(log2(size)) bits each, most significant first, no gaps, the last
                              block filled up to a byte with zero bits; each block is followed by its CRC-32
                              (4 bytes), started from header CRC + number of the block in the file, so that
@@ -31,6 +33,7 @@ Around the packed codes of one clip that is at most 64 bytes for every preset an
 """
 
 import dataclasses
+import itertools
 import math
 import struct
 import zlib
@@ -120,10 +123,31 @@ class Encoded:
         head = MAGIC + bytes([VERSION]) + _varint(len(header)) + header
         seed = zlib.crc32(head)
         parts = [head, struct.pack(">I", seed)]
-        for number, (item, start, stop) in enumerate(_blocks(self.frames.tolist())):
-            packed = _pack(self.codes[item, :, start:stop], self.codebook_sizes)
+        blocks = _blocks(self.frames.tolist(), _layers(self.rate, self.codebook_sizes))
+        for number, (books, item, start, stop) in enumerate(blocks):
+            packed = _pack(self.codes[item, books, start:stop], self.codebook_sizes[books])
             parts += [packed, _block_crc(packed, seed, number)]
         return b"".join(parts)
+
+    def prefix(self, num_streams: int) -> "Encoded":
+        """The first streams alone, as if no more had been encoded. UserError: there are not so many, or no streams."""
+        layers = _layers(self.rate, self.codebook_sizes)
+        _require(_in_streams(self.rate), f"Tokens of {self.family} are not in streams: encode at another rate.")
+        fine = 1 <= num_streams <= len(layers)
+        _require(fine, f"There are {len(layers)} streams here, so a prefix has 1 to {len(layers)}, not {num_streams}.")
+        stop = layers[num_streams - 1].stop
+        return dataclasses.replace(
+            self,
+            rate=_rate_of_streams(num_streams),
+            codes=self.codes[:, :stop],
+            codebook_sizes=self.codebook_sizes[:stop],
+        )
+
+    def stream_ends(self) -> list[int]:
+        """Bytes of the file up to the end of every stream; cut there, it is a file of the streams so far."""
+        layers, frames = _layers(self.rate, self.codebook_sizes), self.frames.tolist()
+        sizes = [_payload_size(frames, [books], self.codebook_sizes) for books in layers]
+        return [len(self.to_bytes()) - sum(sizes[n + 1 :]) for n in range(len(sizes))]
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> "Encoded":
@@ -132,18 +156,20 @@ class Encoded:
         """
         data = bytes(data)
         fields, position, seed = _read_header(data)
+        fields = _cut_to(fields, len(data) - position)
         sizes, frames = fields["codebook_sizes"], fields["frames"].tolist()
-        _check_size(len(data) - position, frames, sizes)
+        layers = _layers(fields["rate"], sizes)
+        _check_size(len(data) - position, frames, layers, sizes)
         codes = np.zeros((len(frames), len(sizes), max(frames)), np.int32)
-        for number, (item, start, stop) in enumerate(_blocks(frames)):
-            packed = data[position : position + _packed_size(stop - start, sizes)]
+        for number, (books, item, start, stop) in enumerate(_blocks(frames, layers)):
+            packed = data[position : position + _packed_size(stop - start, sizes[books])]
             position += len(packed) + 4
             if data[position - 4 : position] != _block_crc(packed, seed, number):
                 seconds = fields["hop_length"] / fields["model_sample_rate"]
                 block = f"block {start // block_frames(frames[item]) + 1} of item {item}"
                 span = f"{start * seconds:.2f} s to {stop * seconds:.2f} s"
                 raise UserError(f"This .cjx file is damaged in {block}, {span}: fetch or encode it again.")
-            codes[item, :, start:stop] = _unpack(packed, stop - start, sizes)
+            codes[item, books, start:stop] = _unpack(packed, stop - start, sizes[books])
         return cls(codes=codes, **fields)
 
     def __eq__(self, other: object) -> bool:
@@ -191,14 +217,43 @@ def _fits(stages: tuple, sizes: tuple[int, ...]) -> bool:
 
 
 def _derived_name(stages: tuple) -> str:
+    if isinstance(stages[0], int):
+        return _rate_of_streams(stages[0]).name
     return next((name for name, preset in residual_fsq.PRESETS.items() if preset == stages), "custom")
 
 
-def _blocks(frames: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(item, first frame, end) of every block in file order."""
-    for item, count in enumerate(frames):
-        for start in range(0, count, block_frames(count)):
-            yield item, start, min(start + block_frames(count), count)
+def _in_streams(rate: Rate) -> bool:
+    return isinstance(rate.stages[0], int)
+
+
+def _rate_of_streams(count: int) -> Rate:
+    return Rate(f"{count}streams", (count,))
+
+
+def _layers(rate: Rate, sizes: tuple[int, ...]) -> list[slice]:
+    """The codebooks that are packed together: all of them, or of streams one after the other those of each."""
+    count = rate.stages[0] if _in_streams(rate) and len(sizes) % rate.stages[0] == 0 else 1
+    each = len(sizes) // count
+    return [slice(n * each, (n + 1) * each) for n in range(count)]
+
+
+def _blocks(frames: list[int], layers: list[slice]) -> Iterator[tuple[slice, int, int, int]]:
+    """(codebooks, item, first frame, end) of every block in file order."""
+    for books in layers:
+        for item, count in enumerate(frames):
+            for start in range(0, count, block_frames(count)):
+                yield books, item, start, min(start + block_frames(count), count)
+
+
+def _cut_to(fields: dict, there: int) -> dict:
+    """The fields of a file that was cut to `there` bytes of payload just behind a stream: those of fewer streams."""
+    rate, sizes, frames = fields["rate"], fields["codebook_sizes"], fields["frames"].tolist()
+    layers = _layers(rate, sizes)
+    ends = itertools.accumulate(_payload_size(frames, [books], sizes) for books in layers)
+    for count, end in enumerate(itertools.islice(ends, len(layers) - 1), start=1):
+        if end == there:
+            return {**fields, "rate": _rate_of_streams(count), "codebook_sizes": sizes[: layers[count - 1].stop]}
+    return fields
 
 
 def _block_crc(packed: bytes, seed: int, number: int) -> bytes:
@@ -341,9 +396,13 @@ def _read_scale(reader: _Reader) -> float:
     return 2.0**-code if code < 255 else struct.unpack(">d", reader.take(8))[0]
 
 
-def _check_size(there: int, frames: list[int], sizes: tuple[int, ...]) -> None:
+def _payload_size(frames: list[int], layers: list[slice], sizes: tuple[int, ...]) -> int:
+    return sum(_packed_size(stop - start, sizes[books]) + 4 for books, _, start, stop in _blocks(frames, layers))
+
+
+def _check_size(there: int, frames: list[int], layers: list[slice], sizes: tuple[int, ...]) -> None:
     """UserError unless `there` bytes are just what the blocks of these items take."""
-    missing = sum(_packed_size(stop - start, sizes) + 4 for _, start, stop in _blocks(frames)) - there
+    missing = _payload_size(frames, layers, sizes) - there
     _require(missing <= 0, f"This .cjx file is cut short: {missing} of its bytes are missing at the end.")
     _require(missing >= 0, f"This .cjx file has {-missing} surplus bytes at its end: is it two files in one?")
     _require(len(frames) * len(sizes) * max(frames) <= _MAX_CODES, _BAD_HEADER)

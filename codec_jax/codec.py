@@ -26,7 +26,7 @@ _CHUNK_SECONDS = 60.0
 class Codec:
     """A speech codec.
 
-    family: "taae" (later "esc"). config: the family's config. params: pytree of parameters. extras: what an
+    family: "taae" or "esc". config: the family's config. params: pytree of parameters. extras: what an
     imported checkpoint brought that has no place in the parameters; it travels with `save`.
     """
 
@@ -78,21 +78,24 @@ class Codec:
 
         audio: NumPy or JAX array [T], [B, T] or [B, C, T] in [-1, 1], at `sample_rate` (None: the model's). Other
         rates are resampled and other channel counts mixed down. bottleneck: None or "train", a preset's name, or FSQ
-        stages [(levels, scale), ...]. num_streams: ESC only. normalize: to -20 LUFS first (None: yes for TAAE); decode
-        undoes the gain. lengths: valid samples per item of a padded batch; the rest changes nothing.
+        stages [(levels, scale), ...]. num_streams: ESC only, the first so many of its streams (None: all). normalize:
+        to -20 LUFS first (None: yes for TAAE, no for ESC); decode undoes the gain. lengths: valid samples per item of
+        a padded batch; the rest changes nothing.
 
         Raises UserError for empty, non-finite or integer audio, and for a bottleneck that does not fit the model.
         """
         rate = self._model.rate(self.config, bottleneck, num_streams)
+        normalize = self._geometry.normalizes if normalize is None else normalize
         sample_rate = self.sample_rate if sample_rate is None else int(sample_rate)
         batch, valid = _check_audio(audio, lengths)
         items, gains = [], []
         for item, length in zip(batch, valid):
-            prepared, gain = self._prepare(item[:, :length], sample_rate, normalize is not False)
+            prepared, gain = self._prepare(item[:, :length], sample_rate, normalize)
             items.append(prepared)
             gains.append(gain)
-        frames = [item.shape[1] // self.hop_length for item in items]
-        codes = np.zeros((len(items), len(self._model.codebook_sizes(self.config, rate)), max(frames)), np.int32)
+        frames = [-(-item.shape[1] // self.hop_length) for item in items]
+        sizes = self._model.codebook_sizes(self.config, rate)
+        codes = np.zeros((len(items), len(sizes), max(frames)), np.int32)
         for group in self._batches(frames):
             self._encode_group([items[i] for i in group], [frames[i] for i in group], rate, [codes[i] for i in group])
         return Encoded(
@@ -104,7 +107,7 @@ class Codec:
             gain=np.asarray(gains, np.float32),
             model_sample_rate=self.sample_rate,
             hop_length=self.hop_length,
-            codebook_sizes=self._model.codebook_sizes(self.config, rate),
+            codebook_sizes=sizes,
             ndim=np.ndim(audio),
             frames=np.asarray(frames, np.int64),
         )
@@ -148,7 +151,7 @@ class Codec:
     def save(self, directory: epath.PathLike) -> None:
         """Writes config.json, model.safetensors and, after an import, upstream_extras.safetensors."""
         config = {"family": self.family, **experiment.to_dict(self.config)}
-        storage.write(directory, config, self.params, self.extras)
+        storage.write(directory, config, self._variables, self.extras)
 
     # ---- one clip -------------------------------------------------------------------------------
 
@@ -167,8 +170,10 @@ class Codec:
         field = self._geometry.receptive_field
         if field is None:
             return None
-        core = max(sum(field), math.ceil(_CHUNK_SECONDS * self.frame_rate))
-        return _Window(field[0], core, sum(field) + core)
+        step = self._geometry.alignment
+        left, right = (-(-side // step) * step for side in field)
+        core = -(-max(left + right, math.ceil(_CHUNK_SECONDS * self.frame_rate)) // step) * step
+        return _Window(left, core, left + core + right)
 
     def _batches(self, frames: Sequence[int]) -> Iterator[list[int]]:
         """Items that fit into one window run together; longer ones alone, in chunks."""
@@ -203,14 +208,16 @@ class Codec:
         if window is None or longest <= window.size:
             results = run(0, _bucket(longest), np.asarray(frames, np.int32))
             for target, result, count in zip(out, results, frames):
-                length = min(target.shape[-1], count * hop)
+                length = min(target.shape[-1], result.shape[-1], count * hop)
                 target[..., :length] = result[..., :length]
             return
-        starts = range(0, longest, window.core)
+        starts, step = range(0, longest, window.core), self._geometry.alignment
         for begin in tqdm(starts, unit="chunk", leave=False, disable=None if len(starts) > 4 else True):
-            first = min(max(0, begin - window.left), longest - window.size)
-            result = run(first, window.size, np.asarray([window.size], np.int32))[0]
-            end = min((begin + window.core) * hop, out[0].shape[-1])
+            # The last window may reach beyond the end, by less than one step.
+            first = min(max(0, begin - window.left), -(-(longest - window.size) // step) * step)
+            count = min(window.size, longest - first)
+            result = run(first, window.size, np.asarray([count], np.int32))[0]
+            end = min((begin + window.core) * hop, out[0].shape[-1], first * hop + result.shape[-1])
             if end > begin * hop:
                 out[0][..., begin * hop : end] = result[..., (begin - first) * hop : end - first * hop]
 
@@ -227,6 +234,11 @@ class Codec:
             )
         if encoded.rate.name == "train" and encoded.rate != self._model.rate(self.config, None, None):
             raise UserError("these tokens use the training bottleneck of another model: decode with that model.")
+        if encoded.codebook_sizes != self._model.codebook_sizes(self.config, encoded.rate):
+            raise UserError(
+                f"these tokens have {encoded.num_codebooks} codebooks of {max(encoded.codebook_sizes)} words, which "
+                "this model has not: decode with the model that encoded."
+            )
 
     def _needs(self, name: str, method: str) -> None:
         if not hasattr(self._model, name):

@@ -21,7 +21,7 @@ def to_jax(model: Model, destination: epath.PathLike, force: bool = False) -> No
         raise UserError(f"{destination} is one file, and a saved codec is a directory.")
     config = {"family": model.family, **experiment.to_dict(model.config)}
     with staged(destination, force) as directory:
-        storage.write(directory, config, model.variables["params"], model.extras)
+        storage.write(directory, config, model.variables, model.extras)
 
 
 def to_torch(model: Model, destination: epath.PathLike, target: str = "upstream", force: bool = False) -> None:

@@ -80,17 +80,17 @@ def open_model(
 
 
 def _open_saved(directory: epath.Path) -> Model:
-    config, params, extras = storage.read(directory)
+    config, variables, extras = storage.read(directory)
     family, cfg = experiment.codec_from_dict(config)
-    _check_shapes(directory / storage.WEIGHTS, params, models.FAMILIES[family].init, cfg)
-    return Model(family, cfg, {"params": params}, extras)
+    _check_shapes(directory / storage.WEIGHTS, variables, models.FAMILIES[family].init, cfg)
+    return Model(family, cfg, variables, extras)
 
 
-def _check_shapes(path: epath.Path, params: Any, init: Callable, cfg: Any) -> None:
+def _check_shapes(path: epath.Path, variables: Any, init: Callable, cfg: Any) -> None:
     """Raises UserError naming the first tensor that is missing, left over, or of another shape than the config says."""
-    abstract = nn.unbox(jax.eval_shape(lambda: init(cfg, jax.random.key(0))))["params"]
-    wanted = {name: leaf.shape for name, leaf in storage.flatten(abstract).items()}
-    found = {name: leaf.shape for name, leaf in storage.flatten(params).items()}
+    abstract = nn.unbox(jax.eval_shape(lambda: init(cfg, jax.random.key(0))))
+    wanted = {name: leaf.shape for name, leaf in storage.flatten(storage.merged(abstract)).items()}
+    found = {name: leaf.shape for name, leaf in storage.flatten(storage.merged(variables)).items()}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             shapes = [str(shapes.get(name, "no such tensor")) for shapes in (wanted, found)]
@@ -104,7 +104,9 @@ def _open_run(directory: epath.Path, weights: str, step: int | None) -> Model:
         if weights == "ema" or kind == "raw":
             params, step = checkpoint.restore_subtree(directory / CHECKPOINTS, ("players", "codec", key), step)
             if params is not None:
-                return Model(family, cfg, {"params": params}, Extras(), kind, step)
+                statistics, _ = checkpoint.restore_subtree(directory / CHECKPOINTS, (storage.STATISTICS,), step)
+                variables = {"params": params} | ({storage.STATISTICS: statistics} if statistics else {})
+                return Model(family, cfg, variables, Extras(), kind, step)
     raise UserError(f"{directory / CHECKPOINTS} holds no codec.")
 
 

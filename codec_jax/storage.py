@@ -12,6 +12,7 @@ from etils import epath
 from codec_jax.errors import UserError
 
 CONFIG, WEIGHTS, EXTRAS = "config.json", "model.safetensors", "upstream_extras.safetensors"
+STATISTICS = "batch_stats"
 _FORMAT = 1
 
 
@@ -28,14 +29,15 @@ class Extras(NamedTuple):
 # ---- a saved codec -----------------------------------------------------------------------------
 
 
-def write(directory: epath.PathLike, config: Mapping[str, Any], params: Any, extras: Extras) -> None:
+def write(directory: epath.PathLike, config: Mapping[str, Any], variables: Mapping[str, Any], extras: Extras) -> None:
     """Writes the directory, one tensor in memory at a time; every file gets its name once complete, the config last.
 
-    params: a tree of arrays, or of anything with a shape and a dtype that np.asarray turns into one.
+    variables: "params", and "batch_stats" where the model keeps running statistics: trees of arrays, or of anything
+    with a shape and a dtype that np.asarray turns into one.
     """
     directory = epath.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(directory / WEIGHTS, flatten(params))
+    write_tensors(directory / WEIGHTS, flatten(merged(variables)))
     if any(extras):
         metadata = {"upstream": json.dumps(extras.upstream)} if extras.upstream else {}
         write_tensors(directory / EXTRAS, extras.tensors, metadata)
@@ -44,20 +46,26 @@ def write(directory: epath.PathLike, config: Mapping[str, Any], params: Any, ext
     write_json(directory / CONFIG, {"format": _FORMAT, **config})
 
 
-def read(directory: epath.PathLike) -> tuple[dict[str, Any], Any, Extras]:
-    """Config, params (mapped, not yet read) and extras. Raises UserError naming what is missing or broken."""
+def read(directory: epath.PathLike) -> tuple[dict[str, Any], dict[str, Any], Extras]:
+    """Config, variables (mapped, not yet read) and extras. Raises UserError naming what is missing or broken."""
     directory = epath.Path(directory)
     config = read_json(directory / CONFIG)
     if config.pop("format", _FORMAT) > _FORMAT:
         raise UserError(f"{directory} was written by a newer codec_jax: upgrade to read it.")
     if not (directory / WEIGHTS).exists():
         raise UserError(f"{directory} has a {CONFIG} but no {WEIGHTS}: copy the weights there or give another model.")
-    params, _ = read_tensors(directory / WEIGHTS)
+    params = unflatten(read_tensors(directory / WEIGHTS)[0])
+    statistics = params.pop(STATISTICS, None)
     extras = Extras()
     if (directory / EXTRAS).exists():
         tensors, metadata = read_tensors(directory / EXTRAS)
         extras = Extras(tensors, json.loads(metadata.get("upstream", "{}")))
-    return config, unflatten(params), extras
+    return config, {"params": params} | ({STATISTICS: statistics} if statistics else {}), extras
+
+
+def merged(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree of all variables: parameters at the top, statistics under their own name, as on disk."""
+    return {**variables["params"], **({STATISTICS: variables[STATISTICS]} if variables.get(STATISTICS) else {})}
 
 
 # ---- JSON --------------------------------------------------------------------------------------

@@ -197,7 +197,8 @@ def test_every_flipped_bit_is_noticed(enc):
 @pytest.mark.parametrize("enc", [encoded(RATES[1], [300]), encoded(RATES[0], [0]), esc([4], 2)], ids="abc")
 def test_every_truncation_is_noticed(enc):
     data = enc.to_bytes()
-    for size in range(len(data)):
+    layered = enc.stream_ends()[:-1] if enc.family == "esc" else []  # cut there, it is a file of fewer streams
+    for size in set(range(len(data))) - set(layered):
         with pytest.raises(UserError, match="not a .cjx file" if size == 0 else "cut short"):
             Encoded.from_bytes(data[:size])
 

@@ -4,6 +4,7 @@ waveform → STFT → models/esc_network.py, quantisers inside → codes, and ba
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -28,8 +29,32 @@ __all__ = ["Config", "ESCConfig", "VQConfig"]
 
 
 def geometry(cfg: Config) -> Geometry:
-    """Sample rate, channels and hop. No receptive field: windows and zero pads depend on where a clip ends."""
-    return Geometry(cfg.model.sample_rate, 1, cfg.hop_length, None)
+    """Sample rate, one channel, hop, receptive field, and the chunks that keep the windows where they were."""
+    model = cfg.model
+    field = _receptive_field(cfg)
+    return Geometry(model.sample_rate, 1, cfg.hop_length, (field, field), _alignment(cfg), normalizes=False)
+
+
+def _receptive_field(cfg: Config) -> int:
+    """Code frames that encoding looks at to either side: through the encoder, and through the decoder's states.
+
+    A window lets a token see at most window - 1 others to a side, once per block; a convolution of the ablations sees
+    one frame. Besides them: the STFT, the convolutions that end the decoder, and the merged frames of a code.
+    """
+    model = cfg.model
+    blocks = 2 * model.scales
+    if model.backbone == "transformer":
+        reach = blocks * model.depth * (model.window_size - 1)
+    else:
+        reach = blocks * (2 * model.conv_depth + 1)
+    patches = reach + 4 + model.n_fft // (model.stft_hop_length * model.patch_size[1])
+    return -(-patches // cfg.bottleneck.overlap) + 2
+
+
+def _alignment(cfg: Config) -> int:
+    """Code frames after which the grids of codes and windows coincide."""
+    window = cfg.model.window_size if cfg.model.backbone == "transformer" else 1
+    return math.lcm(window, cfg.bottleneck.overlap) // cfg.bottleneck.overlap
 
 
 def padded_length(cfg: Config, samples: int) -> int:
@@ -81,12 +106,12 @@ def forward(
     streams: vq.Streams = cfg.bottleneck.num_streams
     if train and quantise:
         streams = draw_streams(keys.step, cfg.bottleneck.num_streams, cfg.bottleneck.stream_dropout)
-    target = analyse(cfg, audio)
+    target = to_spectrum(cfg, audio)
     out, variables = run(cfg, variables, target, streams, train=train, quantise=quantise)
     commitment, codebook = out.losses.mean(1)
     spectrum = power_law_distance(target, out.spectrum).mean()
     return Forward(
-        synthesise(cfg, out.spectrum),
+        to_audio(cfg, out.spectrum),
         audio,
         _flat(out.codes),
         vq.to_vectors(out.bottom, cfg.bottleneck.overlap),
@@ -134,7 +159,7 @@ def flops(cfg: Config, samples: int) -> dict[str, float]:
 # ---- the pieces --------------------------------------------------------------------------------
 
 
-def analyse(
+def to_spectrum(
     cfg: Config, audio: Float[Array, "batch time channel"], frames: Int[Array, " batch"] | None = None
 ) -> Float[Array, "batch bin frame 2"]:
     """Real and imaginary parts of the STFT; every clip, `frames` code frames long, is reflected at its own end."""
@@ -166,7 +191,7 @@ def run(
     return out, {**variables, **moved}
 
 
-def synthesise(
+def to_audio(
     cfg: Config, spectrum: Float[Array, "batch bin frame 2"], frames: Int[Array, " batch"] | None = None
 ) -> Float[Array, "batch time channel"]:
     """A spectrum to audio; zeros behind a clip's own end, `frames` code frames from its beginning."""
@@ -184,7 +209,7 @@ def draw_streams(key: PRNGKeyArray, most: int, dropout: float) -> Int[Array, ""]
 
 
 def _encode(cfg: Config, variables: Variables, audio: Array, frames: Array | None, streams: int) -> Array:
-    spectrum = analyse(cfg, audio, frames)
+    spectrum = to_spectrum(cfg, audio, frames)
     valid = _valid(cfg, frames, spectrum.shape[2] // cfg.model.patch_size[1])
     codes: Any = Network(cfg).apply(variables, spectrum, streams, valid, method=Network.encode)
     return _flat(codes)
@@ -194,7 +219,7 @@ def _decode(cfg: Config, variables: Variables, codes: Array, frames: Array | Non
     valid = _valid(cfg, frames, codes.shape[-1] * cfg.bottleneck.overlap)
     codes = codes.reshape(len(codes), -1, cfg.bottleneck.num_groups, codes.shape[-1])
     spectrum: Any = Network(cfg).apply(variables, codes, valid, method=Network.decode)
-    return synthesise(cfg, spectrum, frames)
+    return to_audio(cfg, spectrum, frames)
 
 
 _encode_jit = functools.partial(jax.jit, static_argnums=(0, 4))(_encode)

@@ -26,13 +26,16 @@ class Geometry(NamedTuple):
     """Fixed facts about time.
 
     hop_length: samples per code frame. receptive_field: code frames to the left and right of a frame that can change
-    its codes (or, decoding, its audio); None where chunked coding differs from whole-file coding by nature.
+    its codes (or, decoding, its audio); None where chunked coding differs from whole-file coding by nature. alignment:
+    chunks begin at multiples of so many code frames. normalizes: trained on audio of one loudness.
     """
 
     sample_rate: int
     channels: int
     hop_length: int
     receptive_field: tuple[int, int] | None
+    alignment: int = 1
+    normalizes: bool = True
 
 
 class Keys(NamedTuple):

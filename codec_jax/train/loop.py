@@ -255,10 +255,11 @@ def evaluate(run: Run, state: State) -> None:
     """Held-out metrics with the averaged weights, by the first process: written, shown, heard in samples/step_N/."""
     with run.log.ledger.charge("evaluate"):
         number, player = int(state.step), state.players[CODEC]
-        params = sharding.whole(player.params if player.ema is None else player.ema, run.mesh)
+        variables = {"params": player.params if player.ema is None else player.ema, "batch_stats": state.batch_stats}
+        variables = sharding.whole(variables, run.mesh)
         if jax.process_index():
             return
-        codec = Codec(run.experiment.family, run.experiment.codec, {"params": params})
+        codec = Codec(run.experiment.family, run.experiment.codec, variables)
         directory = run.workdir / SAMPLES / f"step_{number:07d}"
         values = validation.evaluate(codec, run.data.held_out, directory, run.experiment.training.max_samples)
         run.log.writer.write(number, values)

@@ -110,12 +110,15 @@ def plan(
 
 
 def undominated(everything: Sequence[stages.Stage]) -> list[stages.Stage]:
-    """Stages none of which does all that another, later one does too: one of them has the largest peak."""
-    kept: list[stages.Stage] = []
-    for one in reversed(everything):
-        if not any(_covers(other, one) for other in kept):
-            kept.append(one)
-    return kept
+    """Stages that no other covers; of two that cover each other the later. One of them has the largest peak."""
+
+    def covered(i: int) -> bool:
+        others = ((j, other) for j, other in enumerate(everything) if j != i)
+        return any(
+            _covers(other, everything[i]) and (j > i or not _covers(everything[i], other)) for j, other in others
+        )
+
+    return [stage for i, stage in enumerate(everything) if not covered(i)]
 
 
 def _covers(more: stages.Stage, less: stages.Stage) -> bool:

@@ -61,10 +61,10 @@ def total_loss(cfg, weights):
     """
 
     def total(params, rest, audio, streams, pin, quantise):
-        target = pinned(esc.analyse(cfg, audio), pin[0], pin[3])
+        target = pinned(esc.to_spectrum(cfg, audio), pin[0], pin[3])
         variables = {**rest, "params": params}
         out, moved = esc.run(cfg, variables, target, streams, train=True, quantise=quantise)
-        decoded = esc.synthesise(cfg, out.spectrum)
+        decoded = esc.to_audio(cfg, out.spectrum)
         spectrum, wave = pinned(out.spectrum, pin[1], pin[3]), pinned(decoded, pin[2], pin[3])
         losses = {
             "cm_loss": out.losses[0],

@@ -28,7 +28,7 @@ def case(request, golden):
 def activations(case):
     """Every module's output on the golden audio, by path, and the spectrum."""
     network = functools.partial(Network(case.cfg).apply, capture_intermediates=True, mutable=["intermediates"])
-    spectrum = esc.analyse(case.cfg, case.audio)
+    spectrum = esc.to_spectrum(case.cfg, case.audio)
     _, collected = jax.jit(network)(case.variables, spectrum, case.cfg.bottleneck.num_streams)
     return collected["intermediates"], spectrum
 
@@ -193,7 +193,7 @@ def base(golden):
 
 
 def test_codes_and_audio_of_the_published_size(base):
-    assert relative(jnp.moveaxis(esc.analyse(base.cfg, base.audio), -1, 1), base.tensors["stft"]) < 1e-5
+    assert relative(jnp.moveaxis(esc.to_spectrum(base.cfg, base.audio), -1, 1), base.tensors["stft"]) < 1e-5
     check_codes_and_audio(base, few=())
 
 
@@ -201,7 +201,7 @@ def test_codes_and_audio_of_the_published_size(base):
 def test_other_lengths(base, samples):
     """16079 samples are one STFT frame too long for upstream, whose patches leave it out; ours would pad them."""
     audio = jnp.asarray(base.tensors[f"len{samples}.audio"])[..., None]
-    spectrum = esc.analyse(base.cfg, audio)
+    spectrum = esc.to_spectrum(base.cfg, audio)
     spectrum = spectrum[:, :, : spectrum.shape[2] // 4 * 4]
 
     theirs = base.tensors[f"len{samples}.codes"]
@@ -213,5 +213,5 @@ def test_other_lengths(base, samples):
 
     codes, decoded = coded(base.variables, spectrum)
     assert (np.asarray(codes) == theirs).mean() > 0.999  # margins of these are not recorded
-    wave = esc.synthesise(base.cfg, decoded)[..., 0]
+    wave = esc.to_audio(base.cfg, decoded)[..., 0]
     np.testing.assert_allclose(wave, base.tensors[f"len{samples}.recon"], atol=1e-5)

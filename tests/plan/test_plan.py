@@ -113,7 +113,7 @@ def test_the_verb(tmp_path, capsys):
         (["--topology=v9:2x2"], "no topology"),
         (["--topology=v5e"], "no topology"),
         (["--topology=v5e:3x5"], "does not come as"),
-        (["--topology=v5e:2x2", "--stage=nowhere"], "no stage nowhere"),
+        (["--topology=v5e:2x2", "--stage=nowhere", "--batch-per-device=1"], "no stage nowhere"),
         (["--topology=v5e:4x4", "--config.data.batch_size=6"], "does not divide"),
         (["--topology=v5e:2x2", "--sweep", "colour=red"], "--sweep takes"),
         (["--topology=v5e:2x2", "--sweep", "mesh=1x2"], "replica x fsdp x tensor"),
