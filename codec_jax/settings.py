@@ -37,7 +37,8 @@ class LossConfig:
     l1, l2: on the waveform. stft: `mrstft` (spec TAAE section 6). mel: the seven-scale mel distance that validation
     reports. adversarial, feature_matching: what the discriminators say. normalize_features: every feature map's
     distance over its magnitude, the paper's way. decay: the first four weights are multiplied by decay^t at step t of
-    the stage (upstream's option; 1 leaves them alone).
+    the stage (upstream's option; 1 leaves them alone). commitment, codebook, spectrum: of what an ESC reports itself
+    (spec ESC sections 4 and 6); a TAAE reports nothing.
     """
 
     l1: float = 1.0
@@ -48,6 +49,9 @@ class LossConfig:
     feature_matching: float = 0.0
     normalize_features: bool = True
     decay: float = 1.0
+    commitment: float = 0.25
+    codebook: float = 1.0
+    spectrum: float = 1.0
     mrstft: STFTLossConfig = _PAPER_STFT
 
     @property
@@ -57,7 +61,7 @@ class LossConfig:
 
     def validate(self) -> None:
         """Raises UserError for negative weights, or for none at all."""
-        names = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching")
+        names = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching", "commitment", "codebook", "spectrum")
         weights = {name: getattr(self, name) for name in names}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
@@ -112,7 +116,7 @@ class StageConfig:
     steps: absolute, or a share of the whole: stages are scaled so that together they fill `training.steps`.
     discriminate: train discriminators, whether or not the losses listen to them (upstream's warm-up does not).
     discriminator_optim: None takes the codec's. freeze: parts of the codec that stay as they are, such as "encoder" or
-    "decoder/stage_0".
+    "decoder/stage_0". quantise: False leaves the bottleneck continuous (ESC's pre-training).
     """
 
     steps: float = 1.0
@@ -121,6 +125,7 @@ class StageConfig:
     discriminate: bool = False
     discriminator_optim: OptimConfig | None = None
     freeze: tuple[str, ...] = ()
+    quantise: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,11 +172,17 @@ def forward(
     keys: Keys,
     *,
     train: bool,
+    quantise: bool = True,
 ) -> Forward:
-    """The whole codec; in training with the noise mixture and a drawn level set, else with hard codes."""
+    """The whole codec; in training with the noise mixture and a drawn level set, else with hard codes.
+
+    quantise: False passes the bounded latents on as they are.
+    """
     latents = analyse(cfg, variables, audio)
     bottleneck = cfg.bottleneck
-    if train:
+    if not quantise:
+        quantised, codes = jnp.tanh(latents.astype(jnp.float32)), fsq.encode(latents, bottleneck.levels)
+    elif train:
         level_sets = bottleneck.train_levels or (bottleneck.levels,)
         quantised, codes = fsq.train(latents, keys.step, keys.clips, level_sets, bottleneck.noise_dropout)
     else:

@@ -34,7 +34,10 @@ def reconstruction(
     }
     terms = {name: term() for name, (weight, term) in computed.items() if weight}
     total = fade * sum((computed[name][0] * value for name, value in terms.items()), jnp.float32(0.0))
-    return total + sum(forward.losses.values(), jnp.float32(0.0)), {**terms, **forward.losses}
+    for name, value in forward.losses.items():
+        if weight := getattr(losses, name):  # a weight of zero, and not zero times infinity
+            total += weight * value
+    return total, {**terms, **forward.losses}
 
 
 class Verdict(NamedTuple):

@@ -123,7 +123,7 @@ def undominated(everything: Sequence[stages.Stage]) -> list[stages.Stage]:
 
 def _covers(more: stages.Stage, less: stages.Stage) -> bool:
     """Whether `more` has every player, loss and trained part of `less`."""
-    terms = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching")
+    terms = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching", "commitment", "codebook", "spectrum")
     return (
         (more.discriminator_optim is not None or less.discriminator_optim is None)
         and all(getattr(more.losses, term) or not getattr(less.losses, term) for term in terms)

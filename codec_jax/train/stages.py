@@ -16,6 +16,7 @@ class Stage(NamedTuple):
     optim: OptimConfig
     discriminator_optim: OptimConfig | None
     freeze: tuple[str, ...]
+    quantise: bool
 
     @property
     def steps(self) -> int:
@@ -36,7 +37,7 @@ def resolve(experiment: Experiment) -> tuple[Stage, ...]:
         optim = config.optim or experiment.optim
         discriminator_optim = (config.discriminator_optim or optim) if config.discriminate else None
         losses = config.losses or experiment.losses
-        stages.append(Stage(name, start, stop, losses, optim, discriminator_optim, config.freeze))
+        stages.append(Stage(name, start, stop, losses, optim, discriminator_optim, config.freeze, config.quantise))
     return tuple(stages)
 
 

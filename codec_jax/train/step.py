@@ -258,7 +258,7 @@ def gradients(
 
     def generate(params):
         variables = {"params": _without_frozen(params, stage.freeze), "batch_stats": state.batch_stats}
-        forward = family.forward(experiment.codec, variables, audio, keys, train=True)
+        forward = family.forward(experiment.codec, variables, audio, keys, train=True, quantise=stage.quantise)
         loss, terms = objective.reconstruction(forward, losses, family.geometry(experiment.codec).sample_rate, fade)
         heard = nn.with_logical_constraint(forward.audio, ("batch", "time", None))
         return (heard, loss), (forward, terms)

@@ -49,7 +49,7 @@ def model():
 
 def test_lengths_and_geometry():
     cfg = esc.Config()
-    assert esc.geometry(cfg) == (16_000, 1, 320, (42, 42), 2, False)
+    assert esc.geometry(cfg) == (16_000, 1, 320, (41, 41), 2, False)
     lengths = {1: 240, 191: 240, 240: 240, 241: 560, 16_000: 16_240, 47_920: 47_920}
     assert {n: esc.padded_length(cfg, n) for n in lengths} == lengths
     for length in lengths.values():  # code frames, and every padded length is its own

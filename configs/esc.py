@@ -1,0 +1,73 @@
+"""ESC: upstream's sizes and ablations, and one for a laptop. No discriminators yet."""
+
+import dataclasses
+
+from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, StageConfig, TrainingConfig
+from codec_jax.models.esc import ESCConfig, VQConfig
+
+
+def get_config(variant: str = "nano") -> Experiment:
+    """One of VARIANTS."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/esc.py has no variant {variant}: choose from {', '.join(VARIANTS)}")
+    return VARIANTS[variant]()
+
+
+def nano() -> Experiment:
+    """Minutes on two CPU cores."""
+    return dataclasses.replace(
+        _upstream(),
+        model=ESCConfig(h_dims=(16, 24, 32, 48, 64, 96), num_heads=(2, 4, 4, 8, 8), mlp_ratio=2.0),
+        bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8)),
+        data=DataConfig(batch_size=4, crop_seconds=0.955),
+        optim=OptimConfig(
+            learning_rate=2e-3, warmup_steps=100, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
+        ),
+        stages={"continuous": StageConfig(steps=0.25, quantise=False), "quantised": StageConfig(steps=0.75)},
+        training=TrainingConfig(steps=1_200, eval_every=400, checkpoint_every=400),
+    )
+
+
+def base() -> Experiment:
+    """8.7 M parameters, as upstream's 9kbps_esc_base: batches of 36 clips of 3 s."""
+    return _upstream(bottleneck=VQConfig(codebook_dims=(32, 32, 16, 12, 8, 6)))
+
+
+def _upstream(
+    model: ESCConfig | None = None, bottleneck: VQConfig | None = None, pretraining: float = 15
+) -> Experiment:
+    """Upstream's recipe (spec ESC section 7): a continuous bottleneck first, then quantised with stream dropout."""
+    return Experiment(
+        family="esc",
+        model=model or ESCConfig(),
+        bottleneck=bottleneck or VQConfig(),
+        data=DataConfig(batch_size=36, crop_seconds=2.995, loudness_jitter=5.0),
+        losses=LossConfig(l1=0.0, stft=0.0, mel=0.25, commitment=0.25, codebook=1.0, spectrum=1.0),
+        optim=OptimConfig(
+            learning_rate=1e-4,
+            b2=0.999,
+            weight_decay=0.01,
+            schedule="constant",
+            warmup_steps=1,
+            clip_norm=0.5,
+            ema_decay=0.0,
+        ),
+        stages={
+            "continuous": StageConfig(steps=pretraining / 80, quantise=False),
+            "quantised": StageConfig(steps=1 - pretraining / 80),
+        },
+        training=TrainingConfig(steps=250_000),
+    )
+
+
+CONV = ESCConfig(backbone="convolution")
+RVQ = VQConfig(quantiser="rvq", codebook_dims=(8,))
+VARIANTS = {
+    "nano": nano,
+    "base": base,
+    "large": lambda: _upstream(ESCConfig(depth=4)),
+    "csvq-swin": lambda: _upstream(pretraining=8),
+    "csvq-conv": lambda: _upstream(CONV, pretraining=8),
+    "rvq-swin": lambda: _upstream(bottleneck=RVQ, pretraining=8),
+    "rvq-conv": lambda: _upstream(CONV, RVQ, pretraining=8),
+}
