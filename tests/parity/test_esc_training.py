@@ -103,19 +103,35 @@ def test_gradients(training, golden, run):
     assert errors[worst] < 1e-3, worst
 
 
-@pytest.mark.parametrize("name", ["A", "A_csvq_conv"])
-def test_five_steps_of_adamw(golden, name):
-    """Two steps of pre-training, then three with 2, 4, 1 streams; as upstream, all parameters decay.
+@pytest.fixture(scope="module", params=["A", "A_csvq_conv"])
+def trajectory(request, golden):
+    """Two steps of pre-training, then three with 2, 4, 1 streams; as upstream, all parameters decay."""
+    training = Training(golden, request.param)
+    return request.param, training.case.meta["trajectory"]["steps"], *five_steps(training)
 
-    The first two steps' losses decide, to 1e-3 (they are 3e-5 away). From the third on float32 does not: last bits of
-    the audio move our own losses by up to 4 per cent (codes flip, and the loss's slope is 3e6 near zero). So there
-    they are asked to stay near, and the parameters to have gone the same way (cosines here: 0.95 and 0.9999).
+
+def compare_steps(trajectory, steps):
+    for step in steps:
+        _, theirs, ours, _ = trajectory
+        for loss, value in ours[step].items():
+            assert value == pytest.approx(theirs[step][loss], rel=1e-3), (step, loss)
+
+
+def test_the_first_two_steps_of_adamw(trajectory):
+    compare_steps(trajectory, range(2))
+
+
+@pytest.mark.xfail(strict=True, reason="the losses of steps 3 to 5 are up to 1.6 % (total) and 8.6 % (codebook) off")
+def test_five_steps_of_adamw(trajectory):
+    """What is wanted, and not reached. Why is not settled: roundoff moves our own losses there by 0.5 to 1.5 % (codes
+    flip, the loss's slope is 3e6 near zero), which is less than the distance to upstream's.
     """
-    training = Training(golden, name)
-    losses, parameters = five_steps(training)
-    for step, theirs in enumerate(training.case.meta["trajectory"]["steps"]):
-        for loss, value in losses[step].items():
-            assert value == pytest.approx(theirs[loss], rel=1e-3 if step < 2 else 0.1), (step, loss)
+    compare_steps(trajectory, range(5))
+
+
+def test_five_steps_go_upstreams_way(golden, trajectory):
+    """A coarse net under the test above: cosines of the whole movement are 0.95 (A) and 0.9999; large tensors decide."""
+    name, _, _, parameters = trajectory
     before, after, ways = golden(f"esc/{name}/model.safetensors"), golden(f"esc/{name}/trajectory.safetensors"), []
     for tensor in after.keys() & parameters.keys():
         if tensor.endswith("conv.bias") and "blocks" in tensor:
@@ -129,7 +145,7 @@ def test_five_steps_of_adamw(golden, name):
     assert len(ways) > 10
     ours, theirs = (np.concatenate(way) for way in zip(*ways))
     cosine = ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs)
-    assert cosine > 0.8
+    assert cosine > 0.9
 
 
 def five_steps(training):
