@@ -129,28 +129,27 @@ def _convolve(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> Float[Array, "batch frame_ bin_ feature"]:
-    """Padded with zeros on all sides. A sum over frame taps of convolutions along the bins.
+    """Padded with zeros on all sides: a convolution along the bins, the frame taps laid side by side as channels.
 
-    The compiler for TPU takes twice as long over one convolution in two dimensions, and keeps its 32 channels padded
-    to 128 in main memory; these it keeps on the chip. On CPU the two are equally fast.
+    The compiler for TPU takes twice as long over one in two dimensions, and keeps its 32 channels padded to 128 in
+    main memory; these it keeps on the chip. On CPU the two are equally fast.
     """
     taps, width = kernel.shape[0], kernel.shape[1]
     reach, side = (taps - 1) * dilation[0] // 2, (width - 1) * dilation[1] // 2
     frames = -(-x.shape[1] // stride[0])
     padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0), (0, 0)))
-    total: Any = 0
-    for tap in range(taps):
-        first = tap * dilation[0]
-        rows = padded[:, first : first + (frames - 1) * stride[0] + 1 : stride[0]]
-        total += jax.lax.conv_general_dilated(
-            rows.reshape(-1, *rows.shape[2:]),
-            kernel[tap],
-            window_strides=stride[1:],
-            padding=[(side, side)],
-            rhs_dilation=dilation[1:],
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-    return total.reshape(len(x), frames, *total.shape[1:])
+    firsts = [tap * dilation[0] for tap in range(taps)]
+    rows = [padded[:, first : first + (frames - 1) * stride[0] + 1 : stride[0]] for first in firsts]
+    beside = jnp.concatenate(rows, axis=-1)
+    y = jax.lax.conv_general_dilated(
+        beside.reshape(-1, *beside.shape[2:]),
+        jnp.moveaxis(kernel, 0, 1).reshape(width, -1, kernel.shape[-1]),
+        window_strides=stride[1:],
+        padding=[(side, side)],
+        rhs_dilation=dilation[1:],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+    )
+    return y.reshape(len(x), frames, *y.shape[1:])
 
 
 class STFTDiscriminator(nn.Module):
