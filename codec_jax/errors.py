@@ -3,3 +3,9 @@
 
 class UserError(ValueError):
     """Something given by the user cannot be used; the message is one sentence: what is wrong, where, and the mend."""
+
+
+def require(fine: object, sentence: str) -> None:
+    """Raises UserError with this sentence unless all is fine."""
+    if not fine:
+        raise UserError(sentence)

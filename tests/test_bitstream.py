@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from codec_jax import bitstream
 from codec_jax.bitstream import Encoded
+from codec_jax.bitstream.header import varint
+from codec_jax.bitstream.payload import block_crc
 from codec_jax.errors import UserError
 from codec_jax.models.protocol import Rate
 from codec_jax.quantizers import residual_fsq
@@ -235,7 +237,7 @@ def test_blocks_cannot_change_places():
 
 def sealed(header):
     """A file whose header is anything, with a right CRC."""
-    head = bitstream.MAGIC + b"\1" + bitstream._varint(len(header)) + header
+    head = bitstream.MAGIC + b"\1" + varint(len(header)) + header
     return head + struct.pack(">I", zlib.crc32(head))
 
 
@@ -244,14 +246,14 @@ def test_a_token_beyond_its_codebook_is_refused():
     data = enc.to_bytes()
     head = data[: -6 - 4 - 4]
     packed = b"\xff" * 6  # 65,535, but the codebook ends at 46,655
-    crc = bitstream._block_crc(packed, zlib.crc32(head), 0)
+    crc = block_crc(packed, zlib.crc32(head), 0)
     with pytest.raises(UserError, match="65535, beyond its 0 to 46655"):
         Encoded.from_bytes(head + struct.pack(">I", zlib.crc32(head)) + packed + crc)
 
 
 def test_a_hostile_header_allocates_nothing():
     gain = struct.pack(">f", 1)
-    numbers = lambda *values: b"".join(map(bitstream._varint, values))
+    numbers = lambda *values: b"".join(map(varint, values))
     start, rate = numbers(1, 2), numbers(16000, 16000, 640, 1, 0, 1, 6, 5) + b"\0"
     one = numbers(2**40, 2**40) + gain
     hostile = [
