@@ -81,8 +81,9 @@ class Experiment:
         for optim in (self.optim, stage.optim, stage.discriminator_optim):
             if optim is not None:
                 optim.validate()
-        if stage.steps <= 0:
-            raise UserError(f"a stage needs steps above 0, not {stage.steps}.")
+        stage.validate()
+        if (stage.kmeans or stage.revive_after) and not hasattr(models.FAMILIES[self.family], "seed_codebooks"):
+            raise UserError(f"kmeans and revive_after need a codec with codebooks: {self.family} has none.")
         if losses.adversarial_terms and not stage.discriminate:
             raise UserError(
                 "losses.adversarial and losses.feature_matching need a stage that trains discriminators: set "

@@ -117,6 +117,9 @@ class StageConfig:
     discriminate: train discriminators, whether or not the losses listen to them (upstream's warm-up does not).
     discriminator_optim: None takes the codec's. freeze: parts of the codec that stay as they are, such as "encoder" or
     "decoder/stage_0". quantise: False leaves the bottleneck continuous (ESC's pre-training).
+    fresh_optim: the codec's optimiser forgets its moments at the start. For codecs with codebooks: kmeans, Lloyd
+    iterations that set them from the stage's first batch (0: they stay as they are); revive_after, steps in a row
+    without use after which a codeword becomes a vector of the batch (0: never).
     """
 
     steps: float = 1.0
@@ -126,6 +129,16 @@ class StageConfig:
     discriminator_optim: OptimConfig | None = None
     freeze: tuple[str, ...] = ()
     quantise: bool = True
+    fresh_optim: bool = False
+    kmeans: int = 0
+    revive_after: int = 0
+
+    def validate(self) -> None:
+        """Raises UserError for numbers that mean nothing."""
+        if self.steps <= 0:
+            raise UserError(f"a stage needs steps above 0, not {self.steps}.")
+        if min(self.kmeans, self.revive_after) < 0:
+            raise UserError(f"kmeans={self.kmeans} and revive_after={self.revive_after} must be at least 0.")
 
 
 @dataclasses.dataclass(frozen=True)

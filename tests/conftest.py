@@ -32,6 +32,22 @@ GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
 SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Compilation is most of a test, and LLVM's optimisations half of that: parity and slow tests alone have them."""
+    whole = item.get_closest_marker("slow") or item.path.parent.name in ("parity", "pytorch")
+    jax.config.update("jax_disable_most_optimizations", not whole)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_executables():
+    """A process may map 65,530 pieces of memory, and every executable of JAX takes some: past that it crashes."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.is_file() and maps.read_text().count("\n") > 20_000:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def golden():
     """golden("taae/A/tensors.safetensors") -> dict of arrays; golden.path("taae/A") -> its directory."""

@@ -20,6 +20,7 @@ from codec_jax.errors import UserError
 from codec_jax.models.flops import conv, stft_flops
 from codec_jax.nn.conv import gathered
 from codec_jax.nn.linear import partitioned, torch_uniform
+from codec_jax.ops.counter_random import quick
 from codec_jax.ops.stft import hann, stft
 
 _SLOPE = 0.2
@@ -184,7 +185,7 @@ def init(cfg: DiscriminatorConfig, key: PRNGKeyArray) -> dict[str, Any]:
     """Fresh parameters, `{"scale_0": ..., "scale_1": ...}`, boxed with logical axis names."""
     cfg.validate()
     params = {}
-    for scale, scale_key in enumerate(jax.random.split(key, len(cfg.n_ffts))):
+    for scale, scale_key in enumerate(jax.random.split(quick(key), len(cfg.n_ffts))):
         one_frame = jnp.zeros((1, cfg.n_ffts[scale], cfg.in_channels))
         params[f"scale_{scale}"] = STFTDiscriminator(cfg, scale).init(scale_key, one_frame)["params"]
     return params

@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codec_jax.errors import UserError
+from codec_jax.models import esc_codebooks
 from codec_jax.models.esc_config import Config, ESCConfig, VQConfig
 from codec_jax.models.esc_flops import network_flops
 from codec_jax.models.esc_network import Network, Pass
 from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables
 from codec_jax.nn.transformer import Valid
+from codec_jax.ops.counter_random import quick
 from codec_jax.ops.power_law import power_law_distance
 from codec_jax.ops.stft import hann, istft, reflect_pad, stft
 from codec_jax.quantizers import vq
@@ -83,7 +85,7 @@ def codebook_sizes(cfg: Config, rate: Rate) -> tuple[int, ...]:
 def init(cfg: Config, key: PRNGKeyArray) -> Variables:
     """Fresh variables, parameters boxed with logical axis names; with running statistics in `batch_stats` or not."""
     spectrum = jnp.zeros((1, cfg.model.in_freq, cfg.stft_frames, 2))
-    variables: Any = Network(cfg).init(key, spectrum, cfg.bottleneck.num_streams)
+    variables: Any = Network(cfg).init(quick(key), spectrum, cfg.bottleneck.num_streams)
     return variables
 
 
@@ -156,6 +158,23 @@ def flops(cfg: Config, samples: int) -> dict[str, float]:
     return network_flops(cfg, _whole(cfg, samples))
 
 
+def seed_codebooks(
+    cfg: Config,
+    variables: Variables,
+    audio: Float[Array, "batch time channel"],
+    iterations: int,
+    key: PRNGKeyArray,
+) -> Variables:
+    """The variables with codebooks from k-means of this audio, see models/esc_codebooks.py."""
+    spectrum = to_spectrum(cfg, audio[:, : _whole(cfg, audio.shape[1])])
+    return esc_codebooks.seeded(cfg, variables, spectrum, iterations, key)
+
+
+def revive(cfg: Config, params: Any, points: Any, dead: Bool[Array, "codebook codeword"], key: PRNGKeyArray) -> Any:
+    """The parameters with points, which a training forward pass left in its variables, in place of dead words."""
+    return esc_codebooks.revived(cfg, params, points, dead, key)
+
+
 # ---- the pieces --------------------------------------------------------------------------------
 
 
@@ -182,12 +201,12 @@ def run(
     train: bool = False,
     quantise: bool = True,
 ) -> tuple[Pass, Variables]:
-    """The network, and the variables after it: in training with the running statistics moved on."""
+    """The network, and the variables after it: in training with the running statistics moved on, and `vq.POINTS`."""
     network = functools.partial(Network(cfg).apply, variables, spectrum, streams, train=train, quantise=quantise)
-    if not (train and "batch_stats" in variables):
+    if not train:
         out: Any = network()
         return out, variables
-    out, moved = network(mutable=["batch_stats"])
+    out, moved = network(mutable=["batch_stats", vq.POINTS])
     return out, {**variables, **moved}
 
 

@@ -18,6 +18,7 @@ from codec_jax.models.autoencoder import DILATIONS, Decoder, Encoder, TAAEConfig
 from codec_jax.models.flops import autoencoder_flops
 from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables
 from codec_jax.nn.transformer import Valid
+from codec_jax.ops.counter_random import quick
 from codec_jax.quantizers import fsq, residual_fsq
 
 
@@ -132,7 +133,7 @@ def codebook_sizes(cfg: Config, rate: Rate) -> tuple[int, ...]:
 def init(cfg: Config, key: PRNGKeyArray) -> Variables:
     """Fresh variables, boxed with logical axis names (`nn.get_partition_spec`, `nn.unbox`)."""
     model = cfg.model
-    encoder_key, decoder_key = jax.random.split(key)
+    encoder_key, decoder_key = jax.random.split(quick(key))
     patches = jnp.zeros((1, frame_rates(model)[0], model.patch_size * model.audio_channels))
     encoder = Encoder(model).init(encoder_key, patches)["params"]
     decoder = Decoder(model).init(decoder_key, jnp.zeros((1, 1, model.latent_dim)))["params"]

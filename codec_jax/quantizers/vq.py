@@ -19,6 +19,7 @@ from codec_jax.nn.linear import partitioned, torch_uniform
 
 Streams = int | Int[Array, ""]
 _NORM_FLOOR = 1e-12
+POINTS = "points"  # the collection of what codebooks had to quantise, at the paths of their parameters
 
 
 class Quantised(NamedTuple):
@@ -134,8 +135,9 @@ class ProductVQ(nn.Module):
         """
         chunks = split(to_vectors(grid.astype(jnp.float32), self.config.overlap), self.config.groups)
         codes, out, total = [], [], jnp.zeros((2, len(grid)))
-        for chunk, down, codebook, up in zip(chunks, self.down, self.codebooks, self.up):
+        for g, (chunk, down, codebook, up) in enumerate(zip(chunks, self.down, self.codebooks, self.up)):
             z = _product(chunk, down)
+            _tell(self, g, z)
             codes.append(nearest(jax.lax.stop_gradient(z), codebook, self.config.l2norm))
             q = z
             if quantise:
@@ -186,16 +188,18 @@ class ProductResidualVQ(nn.Module):
         """
         chunks = split(to_vectors(grid.astype(jnp.float32), self.config.overlap), self.config.groups)
         codes, out, total = [], [], jnp.zeros((2, len(grid)))
-        for chunk, down, codebooks, up in zip(chunks, self.down, self.codebooks, self.up):
+        for g, (chunk, down, codebooks, up) in enumerate(zip(chunks, self.down, self.codebooks, self.up)):
             z = residual = _product(chunk, down)
-            mixed, indices = jnp.zeros_like(z), []
+            mixed, indices, points = jnp.zeros_like(z), [], []
             for stream in range(self.streams):
+                points.append(residual)
                 indices.append(nearest(jax.lax.stop_gradient(residual), codebooks[stream], self.config.l2norm))
                 q = codebooks[stream][indices[-1]]
                 kept = jnp.asarray(stream < streams, jnp.float32)
                 total = total + kept * losses(residual, q) / self.config.groups
                 q = straight_through(residual, q) if train else q
                 mixed, residual = mixed + kept * q, residual - q
+            _tell(self, g, jnp.stack(points))
             codes.append(jnp.stack(indices, 1))
             out.append(_product(mixed if quantise else z, up))
         total = total if quantise else jnp.zeros_like(total)
@@ -232,6 +236,12 @@ def _codebook(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
     """Kaiming normal, as upstream: every word about as long as the square root of two."""
     init = nn.initializers.normal(math.sqrt(2 / shape[-1]))
     return module.param(name, partitioned(init, (None,) * len(shape)), shape)
+
+
+def _tell(module: nn.Module, group: int, points: Array) -> None:
+    """Leaves the points in the collection `POINTS`, for callers that make it mutable."""
+    if not module.is_initializing():
+        module.sow(POINTS, f"codebook_{group}", jax.lax.stop_gradient(points), reduce_fn=lambda _, new: new)
 
 
 def _product(x: Array, kernel: Array | None) -> Array:

@@ -16,7 +16,7 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import chips, cost, health, sharding, stages, step, stopping, validation
+from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, State
@@ -122,6 +122,9 @@ def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, re
         _profile(rhythm.profile, number, run.workdir)
         with ledger.charge("data"):
             batch = next(run.data.batches)
+        if stage.kmeans and number == stage.start + 1:
+            with ledger.charge("init"), step.on_mesh(run.mesh):
+                state = codebooks.seed(run.experiment, stage, state, on_devices(batch, where)["audio"])
         with ledger.charge("compile" if number == first else "step"):
             state, metrics = train_step(state, on_devices(batch, where), number - 1)
             if number == first:

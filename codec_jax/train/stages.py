@@ -17,6 +17,9 @@ class Stage(NamedTuple):
     discriminator_optim: OptimConfig | None
     freeze: tuple[str, ...]
     quantise: bool
+    fresh_optim: bool = False
+    kmeans: int = 0
+    revive_after: int = 0
 
     @property
     def steps(self) -> int:
@@ -37,7 +40,8 @@ def resolve(experiment: Experiment) -> tuple[Stage, ...]:
         optim = config.optim or experiment.optim
         discriminator_optim = (config.discriminator_optim or optim) if config.discriminate else None
         losses = config.losses or experiment.losses
-        stages.append(Stage(name, start, stop, losses, optim, discriminator_optim, config.freeze, config.quantise))
+        how = {n: getattr(config, n) for n in ("freeze", "quantise", "fresh_optim", "kmeans", "revive_after")}
+        stages.append(Stage(name, start, stop, losses, optim, discriminator_optim, **how))
     return tuple(stages)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
 from codec_jax import models
 from codec_jax.experiment import Experiment, OptimConfig
@@ -37,7 +38,8 @@ class Guard:
 
 @flax.struct.dataclass
 class State:
-    """step: updates done, int32 []. key: raw PRNG key data, folded with the step. players: by name.
+    """step: updates done, int32 []. key: raw PRNG key data, folded with the step. players: by name. idle: int32
+    [codebook, codeword], steps in a row without use, in stages that revive codewords (else None).
 
     Leaves are arrays, or their shapes, dtypes and shardings in an abstract state.
     """
@@ -47,6 +49,7 @@ class State:
     players: dict[str, Player]
     batch_stats: PyTree
     guard: Guard
+    idle: Any
 
 
 def init(experiment: Experiment, stage: Stage) -> State:
@@ -64,6 +67,7 @@ def init(experiment: Experiment, stage: Stage) -> State:
         players=players,
         batch_stats=variables.get("batch_stats", {}),
         guard=forget_norms(Guard(jnp.int32(0), jnp.int32(0), {}, {})),
+        idle=_no_idle(experiment) if stage.revive_after else None,
     )
 
 
@@ -75,3 +79,9 @@ def forget_norms(guard: Guard) -> Guard:
 
 def _player(params: PyTree, config: OptimConfig, averaged: bool) -> Player:
     return Player(params, optim.optimizer(config).init(params), jax.tree.map(jnp.copy, params) if averaged else None)
+
+
+def _no_idle(experiment: Experiment) -> Int[Array, "codebook codeword"]:
+    family = models.FAMILIES[experiment.family]
+    sizes = family.codebook_sizes(experiment.codec, family.rate(experiment.codec, None, None))
+    return jnp.zeros((len(sizes), max(sizes)), jnp.int32)

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float
 from codec_jax import models
 from codec_jax.experiment import Experiment
 from codec_jax.models.protocol import Keys, spread
-from codec_jax.train import objective, optim, sharding
+from codec_jax.quantizers.vq import POINTS
+from codec_jax.train import codebooks, objective, optim, sharding
 from codec_jax.train.stages import Stage
 from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, forget_norms, init
 
@@ -58,14 +59,20 @@ def init_state(experiment: Experiment, stage: Stage, abstract: State) -> State:
 def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: State) -> State:
     """The state at the start of a stage: players it has too go on as they are, new ones begin, others are dropped."""
     fresh = [name for name in abstract.players if name not in state.players]
+    idle = state.idle if abstract.idle is not None else None
+    if idle is None and abstract.idle is not None:
+        idle = jnp.zeros(abstract.idle.shape, abstract.idle.dtype, device=abstract.idle.sharding)
     where = jax.tree.map(lambda leaf: leaf.sharding, {name: abstract.players[name] for name in fresh})
     # Only what is asked for is computed: the codec's own initialisation falls away.
     begin = jax.jit(
         lambda: {name: nn.unbox(init(experiment, stage).players[name]) for name in fresh}, out_shardings=where
     )
     known = {name: state.players[name] for name in abstract.players if name in state.players}
+    if stage.fresh_optim:
+        codec = known[CODEC]
+        known[CODEC] = dataclasses.replace(codec, opt_state=jax.tree.map(jnp.zeros_like, codec.opt_state))
     players = {**known, **(begin() if fresh else {})}
-    return dataclasses.replace(state, players=players, guard=forget_norms(state.guard))
+    return dataclasses.replace(state, players=players, guard=forget_norms(state.guard), idle=idle)
 
 
 def make_train_step(
@@ -150,7 +157,13 @@ def train_step(
     players, rates = dict(state.players), {}
     for name in grads:
         players[name], rates[name] = _moved(experiment, stage, state, name, grads[name], norms[name])
-    updated = dataclasses.replace(state, players=players, batch_stats=found.batch_stats)
+    idle = state.idle
+    if stage.revive_after:
+        players[CODEC], idle, revived = codebooks.revive(
+            experiment, stage, state, players[CODEC], found.metrics["usage"], found.points
+        )
+        found.metrics["revived"] = revived
+    updated = dataclasses.replace(state, players=players, batch_stats=found.batch_stats, idle=idle)
     kept = jax.tree.map(lambda new, old: jnp.where(sound, new, old), updated, state)
     metrics = {
         **found.metrics,
@@ -210,11 +223,12 @@ def _watch(experiment: Experiment, loss: Array, norms: Mapping[str, Array], guar
 
 
 class Found(NamedTuple):
-    """Gradients by player, metrics, and the running statistics after a batch or a part of one."""
+    """Gradients by player, metrics, and after a batch or a part of one the running statistics and `vq.POINTS`."""
 
     grads: dict[str, PyTree]
     metrics: Metrics
     batch_stats: PyTree
+    points: PyTree
 
 
 def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], state: State, batch: Batch) -> Found:
@@ -231,7 +245,7 @@ def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], stat
         now = dataclasses.replace(state, batch_stats=carry.batch_stats)
         found = gradients(experiment, stage, who, now, part[0], Keys(keys.step, part[1]))
         grads, metrics = jax.tree.map(jnp.add, (carry.grads, carry.metrics), (found.grads, found.metrics))
-        return Found(grads, metrics, found.batch_stats), None
+        return Found(grads, metrics, found.batch_stats, found.points), None
 
     shapes = jax.eval_shape(
         lambda: gradients(experiment, stage, who, state, parted(audio)[0], Keys(keys.step, parted(keys.clips)[0]))
@@ -240,7 +254,7 @@ def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], stat
     total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), (parted(audio), parted(keys.clips)))
     usage = total.metrics.pop("usage")
     grads, metrics = jax.tree.map(lambda x: x / parts, (total.grads, total.metrics))
-    return Found(grads, {**metrics, "usage": usage}, total.batch_stats)
+    return Found(grads, {**metrics, "usage": usage}, total.batch_stats, total.points)
 
 
 def gradients(
@@ -282,7 +296,8 @@ def gradients(
     if CODEC in who:
         grads[CODEC] = pull_back((audio_gradient, jnp.ones_like(loss)))[0]
     batch_stats = forward.variables.get("batch_stats", state.batch_stats)
-    return Found(dict(sorted(grads.items())), {"loss": loss, **metrics}, batch_stats)
+    points = forward.variables.get(POINTS, {}) if stage.revive_after else {}
+    return Found(dict(sorted(grads.items())), {"loss": loss, **metrics}, batch_stats, points)
 
 
 def _without_frozen(params: PyTree, freeze: tuple[str, ...]) -> PyTree:
