@@ -24,6 +24,7 @@ ABLATIONS = {
     "rvq+transformer": esc.Config(MODEL, RVQ),
     "rvq+convolution": esc.Config(CONV, RVQ),
 }
+FIRST_FAST = ["csvq+transformer", *(pytest.param(name, marks=pytest.mark.slow) for name in list(ABLATIONS)[1:])]
 
 
 def variables_of(cfg, seed=0):
@@ -99,7 +100,7 @@ def test_impossible_configs_are_refused(part, fields, says):
 # ---- clips alone and in a batch ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+@pytest.mark.parametrize("name", FIRST_FAST)
 def test_a_clip_alone_is_the_clip_in_a_batch(name):
     cfg = ABLATIONS[name]
     variables, rate = variables_of(cfg), esc.rate(cfg)
@@ -225,6 +226,7 @@ def test_silence_has_finite_gradients(model):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(variables["params"])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["csvq+transformer", "rvq+convolution"])
 def test_bfloat16_is_near(name):
     cfg = ABLATIONS[name]

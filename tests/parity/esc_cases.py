@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import yaml
 
 from codec_jax.convert import esc as convert
 from codec_jax.losses import spectral
 from codec_jax.models import esc
 
-SMALL = ("A", "A_csvq_conv", "A_rvq_swinT", "A_rvq_conv")
+SMALL = ("A", *(pytest.param(name, marks=pytest.mark.slow) for name in ("A_csvq_conv", "A_rvq_swinT", "A_rvq_conv")))
 
 
 class Case(NamedTuple):

@@ -103,7 +103,7 @@ def test_gradients(training, golden, run):
     assert errors[worst] < 1e-3, worst
 
 
-@pytest.fixture(scope="module", params=["A", "A_csvq_conv"])
+@pytest.fixture(scope="module", params=["A", pytest.param("A_csvq_conv", marks=pytest.mark.slow)])
 def trajectory(request, golden):
     """Two steps of pre-training, then three with 2, 4, 1 streams; as upstream, all parameters decay."""
     training = Training(golden, request.param)

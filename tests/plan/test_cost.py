@@ -42,19 +42,21 @@ def both_counts(config):
     return costs, compiled.cost_analysis()["flops"] - 40 * params  # AdamW, EMA, norms, guard: 36 to 42 per parameter
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
+@pytest.mark.parametrize("remat", ["none", *(pytest.param(r, marks=pytest.mark.slow) for r in ("full", "dots"))])
 def test_reconstruction(remat):
     costs, compiled = both_counts(experiment(StageConfig(), remat=remat))
     assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
     assert (costs["codec"]["recompute"] > 0) == (remat != "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [("encoder",), ("encoder/stage_0", "encoder/conv_in"), ("decoder/stage_1",)])
 def test_frozen_parts_cost_no_gradient(freeze):
     costs, compiled = both_counts(experiment(StageConfig(freeze=freeze)))
     assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alternate", [False, True])
 def test_discriminators(alternate):
     config = experiment(StageConfig(losses=JUDGED, discriminate=True))

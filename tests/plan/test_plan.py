@@ -37,6 +37,7 @@ def planned():
     return plan.plan(experiment(), "v5e:2x2", batch_per_device=3)
 
 
+@pytest.mark.slow
 def test_the_stage_with_the_largest_peak(planned):
     assert planned.stage == "adversarial"
     assert planned.fits
@@ -52,6 +53,7 @@ def test_the_stage_with_the_largest_peak(planned):
     assert planned.collective_bytes["all-gather"] > 0  # of parameters that are cut over fsdp
 
 
+@pytest.mark.slow
 def test_state_is_cut_over_all_chips(planned):
     """Parameters, two moments and the average, each 4 bytes, a quarter per chip; the rest is small."""
     whole = 16 * planned.params_by_player["codec"] + 12 * planned.params_by_player["discriminator"]
@@ -59,6 +61,7 @@ def test_state_is_cut_over_all_chips(planned):
     assert planned.argument_bytes - audio < 0.5 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(1, -1, 1), (2, -1, 1), (1, 2, 2)])
 def test_no_tensor_carries_the_global_batch(axes):
     """13 clips per data shard, 38 frames and 19 latents a clip: sizes that nothing else here has."""
@@ -76,6 +79,7 @@ def test_no_tensor_carries_the_global_batch(axes):
     assert hlo.carriers(text, {13 * shards * count for count in counts}) == []
 
 
+@pytest.mark.slow
 def test_two_slices():
     two = plan.plan(dataclasses.replace(experiment(), mesh=MeshConfig(2, -1, 1)), "v5e:2x2", "warm", 1, slices=2)
     assert (two.devices, two.mesh["replica"]) == (8, 2)
@@ -84,6 +88,7 @@ def test_two_slices():
         plan.plan(experiment(), "v5e:2x2", "warm", 1, slices=2)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_said(capsys):
     found = plan.plan(experiment(), "v5e:2x2", "warm", 300_000)
     assert not found.fits
@@ -92,6 +97,7 @@ def test_what_does_not_fit_is_said(capsys):
     assert found.mfu_upper_bound == 0
 
 
+@pytest.mark.slow
 def test_the_verb(tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text("from tests.plan.test_plan import experiment\n\n\ndef get_config():\n    return experiment()\n")

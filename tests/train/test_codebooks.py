@@ -91,8 +91,10 @@ def test_words_without_use_become_points(bottleneck):
     np.testing.assert_array_equal(np.asarray(state.idle) == 1, used[0] & ~used[1])
     changed = []
     for stream, group in np.ndindex(2, 3):
-        get = lambda tree: np.asarray(esc.esc_codebooks._get(config.codec, tree, stream, group))
-        changed.append(np.abs(get(state.players[CODEC].params) - get(words)).max(1) > 0.02)  # far beyond one update
+        now, then = (
+            esc.esc_codebooks._get(config.codec, tree, stream, group) for tree in (state.players[CODEC].params, words)
+        )
+        changed.append(np.abs(np.asarray(now) - then).max(1) > 0.02)  # far beyond one update
     np.testing.assert_array_equal(np.stack(changed), never)
 
 
