@@ -54,7 +54,7 @@ def case(request, golden):
     tensors = golden(f"taae/{request.param}/tensors.safetensors")
 
     def losses(params, x, y):
-        real, fake = discriminators.judge(cfg, params, x), discriminators.judge(cfg, params, y)
+        real, fake = (discriminators.judge_all(cfg, params, audio) for audio in (x, y))
         disc = adversarial.discriminator_loss(real, fake)
         fm = adversarial.feature_matching_loss(real, fake, normalize=normalize)
         return disc, {"disc": disc, "adv": adversarial.generator_loss(fake), "fm": fm}

@@ -51,13 +51,11 @@ def test_discriminators(fields, target):
     params = jax.eval_shape(lambda: nn.unbox(discriminators.init(cfg, jax.random.key(0))))
     with platform.tracing_for(target):
         counts = discriminators.flops(cfg, 4000)
-        for scale in range(2):
+        for name in discriminators.judges(cfg):
             count = compiled_flops(
-                lambda p, x, scale=scale: discriminators.judge_scale(cfg, p, scale, x),
-                params,
-                audio(4000, cfg.in_channels),
+                lambda p, x, name=name: discriminators.judge(cfg, p, name, x), params, audio(4000, cfg.in_channels)
             )
-            assert counts[f"scale_{scale}"] == pytest.approx(count, rel=0.02)
+            assert counts[name] == pytest.approx(count, rel=0.02)
 
 
 def test_the_papers_billion():

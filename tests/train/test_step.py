@@ -88,7 +88,7 @@ def test_impossible_stages_are_refused():
     ):
         with pytest.raises(UserError, match=says):
             experiment({"only": stage}).validate()
-    with pytest.raises(UserError, match="fewer than their longest STFT"):
+    with pytest.raises(UserError, match="fewer than the 2296 they need"):
         dataclasses.replace(
             experiment({"only": StageConfig(discriminate=True)}), discriminator=DiscriminatorConfig()
         ).validate()

@@ -1,0 +1,99 @@
+"""Parity of ESC's discriminators with upstream: feature maps, both players' losses, every gradient."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from codec_jax.convert.discriminators import dac_config, discriminator_from_torch, discriminator_to_torch, leaves
+from codec_jax.errors import UserError
+from codec_jax.experiment import LossConfig
+from codec_jax.models import discriminators
+from codec_jax.models.discriminators import DACDiscriminatorConfig
+from codec_jax.train import objective
+from tests.parity.esc_cases import by_upstreams_name, relative
+
+SET = "esc/disc_small"
+LOSSES = LossConfig(l1=0.0, stft=0.0, adversarial=1.0, feature_matching=2.0, gan="least_squares")
+
+
+@pytest.fixture(scope="module")
+def case(golden):
+    """Config, upstream's state_dict, golden tensors, and what its meta.json tells."""
+    state = golden(f"{SET}/model.safetensors")
+    meta = json.loads((golden.path(SET) / "meta.json").read_text())
+    return dac_config(meta["config"], state), state, golden(f"{SET}/golden.safetensors"), meta
+
+
+@pytest.fixture(scope="module")
+def verdict(case):
+    """Of the fake against the real audio, as a training step asks for it."""
+    cfg, state, tensors, _ = case
+    judge = jax.jit(lambda params, real, fake: objective.judge(cfg, params, LOSSES, real, fake, train=True))
+    return judge(discriminator_from_torch(state, cfg), tensors["real"][..., None], tensors["fake"][..., None])
+
+
+def test_the_config_is_read_off_yaml_and_tensors(case):
+    cfg, state, _, meta = case
+    widths = {"period_widths": (2, 8, 32, 64, 64), "band_width": 2}
+    assert cfg == DACDiscriminatorConfig(periods=(2, 3, 5), fft_sizes=(512, 256, 128), **widths)
+    with pytest.raises(UserError, match="rates"):
+        dac_config({**meta["config"], "rates": [2]}, state)
+    with pytest.raises(UserError, match="colour"):
+        dac_config({**meta["config"], "colour": 1}, state)
+    with pytest.raises(UserError, match=r"no tensor discriminators\.0\.convs\.0\.0\.bias"):
+        dac_config(meta["config"], {})
+
+
+def test_feature_maps_and_logits(case):
+    cfg, state, tensors, _ = case
+    judge = jax.jit(discriminators.judge_all, static_argnums=0)
+    judgements = judge(cfg, discriminator_from_torch(state, cfg), tensors["fake"][..., None])
+    compared = 0
+    for number, (name, judgement) in enumerate(zip(discriminators.judges(cfg), judgements)):
+        axes = (0, 3, 2, 1) if name.startswith("period") else (0, 3, 1, 2)  # upstream: [batch, channel, frame, phase or bin]
+        for i, ours in enumerate((*judgement.features, judgement.logits)):
+            theirs = tensors[f"fmap.{number}.{i}"]
+            assert ours.shape == tuple(theirs.shape[axis] for axis in np.argsort(axes))
+            assert relative(np.transpose(ours, axes), theirs) < 1e-4, (name, i)
+            compared += 1
+    assert compared == sum(name.startswith("fmap") for name in tensors)
+
+
+def test_losses(case, verdict):
+    names = {"adversarial": "gen_loss", "feature_matching": "feat_loss", "d_loss": "disc_loss"}
+    for ours, theirs in names.items():
+        np.testing.assert_allclose(verdict.terms[ours], np.mean(case[3][theirs]), rtol=1e-4, err_msg=ours)
+
+
+def test_the_gradient_to_the_audio(case, verdict):
+    assert relative(verdict.audio_gradient[..., 0], case[2]["grad_(gen+2feat).mean_wrt_fake"]) < 1e-4
+
+
+def test_gradients_of_the_discriminators(case, golden, verdict):
+    theirs = {k.removeprefix("disc_grad:"): v for k, v in golden(f"{SET}/grads.safetensors").items()}
+    ours = by_upstreams_name(leaves(case[0]), verdict.grads)
+    assert set(ours) == set(theirs)
+    for name, (leaf, array) in ours.items():
+        assert relative(array, leaf.to_jax(theirs[name])) < 1e-4, name
+
+
+def test_there_and_back_again(case):
+    cfg, state, _, _ = case
+    again = discriminator_to_torch(cfg, discriminator_from_torch(state, cfg))
+    assert again.keys() == state.keys()
+    for name, array in again.items():
+        assert array.dtype == state[name].dtype == np.float32
+        np.testing.assert_array_equal(array.view(np.int32), state[name].view(np.int32), err_msg=name)
+
+
+def test_the_full_discriminators_are_upstreams():
+    """Spec ESC section 6 and appendix B: 42,519,760 parameters."""
+    shapes = {name: leaf.shape for leaf in leaves(DACDiscriminatorConfig()) for name in leaf.names}
+    assert sum(np.prod(shape) for shape in shapes.values()) == 42_519_760
+    assert shapes["discriminators.4.convs.4.0.weight_v"] == (1024, 1024, 5, 1)
+    assert shapes["discriminators.7.band_convs.4.4.0.weight_v"] == (32, 32, 3, 3)
+    fresh = jax.eval_shape(lambda: discriminators.init(DACDiscriminatorConfig(), jax.random.key(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(fresh)) == 42_519_760
