@@ -28,11 +28,21 @@ def case(golden):
 
 
 @pytest.fixture(scope="module")
-def verdict(case):
-    """Of the fake against the real audio, as a training step asks for it."""
+def judged(case):
+    """The verdict of fake against real audio that a training step asks for, and the judgements of the fake one."""
     cfg, state, tensors, _ = case
-    judge = jax.jit(lambda params, real, fake: objective.judge(cfg, params, LOSSES, real, fake, train=True))
-    return judge(discriminator_from_torch(state, cfg), tensors["real"][..., None], tensors["fake"][..., None])
+
+    def judge(params, real, fake):
+        verdict = objective.judge(cfg, params, LOSSES, real, fake, train=True)
+        return verdict, discriminators.judge_all(cfg, params, fake)
+
+    audio = (tensors[name][..., None] for name in ("real", "fake"))
+    return jax.jit(judge)(discriminator_from_torch(state, cfg), *audio)
+
+
+@pytest.fixture(scope="module")
+def verdict(judged):
+    return judged[0]
 
 
 def test_the_config_is_read_off_yaml_and_tensors(case):
@@ -47,12 +57,10 @@ def test_the_config_is_read_off_yaml_and_tensors(case):
         dac_config(meta["config"], {})
 
 
-def test_feature_maps_and_logits(case):
-    cfg, state, tensors, _ = case
-    judge = jax.jit(discriminators.judge_all, static_argnums=0)
-    judgements = judge(cfg, discriminator_from_torch(state, cfg), tensors["fake"][..., None])
+def test_feature_maps_and_logits(case, judged):
+    cfg, _, tensors, _ = case
     compared = 0
-    for number, (name, judgement) in enumerate(zip(discriminators.judges(cfg), judgements)):
+    for number, (name, judgement) in enumerate(zip(discriminators.judges(cfg), judged[1])):
         axes = (0, 3, 2, 1) if name.startswith("period") else (0, 3, 1, 2)  # upstream: [batch, channel, frame, phase or bin]
         for i, ours in enumerate((*judgement.features, judgement.logits)):
             theirs = tensors[f"fmap.{number}.{i}"]
