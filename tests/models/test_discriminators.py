@@ -110,7 +110,9 @@ def test_one_scale_alone_is_that_scale_of_all():
     params = nn.unbox(discriminators.init(TINY, jax.random.key(0)))
     audio = jax.random.normal(jax.random.key(1), (1, 64, 1))
     alone = jax.jit(lambda p, x: discriminators.judge(TINY, p, "scale_1", x).logits)(params, audio)
-    np.testing.assert_allclose(alone, jax.jit(lambda p, x: discriminators.judge_all(TINY, p, x))(params, audio)[1].logits)
+    np.testing.assert_allclose(
+        alone, jax.jit(lambda p, x: discriminators.judge_all(TINY, p, x))(params, audio)[1].logits
+    )
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,7 @@ def init(cfg: Config, key: PRNGKeyArray) -> dict[str, Any]:
     return {name: module.init(k, clip)["params"] for (name, module), k in zip(modules.items(), keys)}
 
 
-def judge(
-    cfg: Config, params: Mapping[str, Any], name: str, audio: Float[Array, "batch time channel"]
-) -> Judgement:
+def judge(cfg: Config, params: Mapping[str, Any], name: str, audio: Float[Array, "batch time channel"]) -> Judgement:
     """The judgement of one judge of audio in [-1, 1]; of `params` only its own are used.
 
     Raises ValueError for audio too short for it (`least_samples` are enough for all).

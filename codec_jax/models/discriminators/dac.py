@@ -83,7 +83,7 @@ def normalised(audio: Float[Array, "batch time"]) -> Float[Array, "batch time"]:
 
 
 def phases(audio: Float[Array, "batch time"], period: int) -> Float[Array, "batch phase frame"]:
-    """phase j: samples j, j + period, ...; the end is reflected to whole periods, by a whole one where none is missing.
+    """Phase j: samples j, j + period, ...; the end is reflected to whole periods, by a whole one where none is missing.
 
     frame = time // period + 1. Raises ValueError for audio too short to reflect.
     """
@@ -173,7 +173,7 @@ def judges(cfg: DACDiscriminatorConfig) -> dict[str, nn.Module]:
 
 
 def least_samples(cfg: DACDiscriminatorConfig) -> int:
-    """From here on every reflection is shorter than the clip: by a period, or 3/8 of an STFT and what its last hop lacks."""
+    """Every clip from here on is longer than its reflections: a period, or 3/8 of an STFT and what the last hop lacks."""
     return 1 + max([*cfg.periods, *(9 * size // 16 for size in cfg.fft_sizes)])
 
 
