@@ -53,10 +53,10 @@ def _adversarial(plain: Experiment) -> Experiment:
     """Upstream's adversarial recipe (spec ESC sections 6 and 7): mel distance and discriminators, no power-law loss.
 
     Discriminators begin with quantisation. They are moved by the codec's optimiser with a clip of their own, from the
-    same forward pass. What upstream does besides, and is not done here: it computes the power-law loss and multiplies it
-    by zero (zero times infinity is NaN); it replaces the codec's optimiser one step after pre-training has ended; and
-    with --pretrain_ckp it starts from a trained codec and divides the rate by ten, which the optimiser state that it
-    loads undoes.
+    same forward pass. What upstream does besides, and is not done here: it computes the power-law loss and multiplies
+    it by zero (zero times infinity is NaN); it replaces the codec's optimiser one step after pre-training has ended;
+    and with --pretrain_ckp it starts from a trained codec and divides the rate by ten, which the optimiser state that
+    it loads undoes.
     """
     mel = LossConfig(l1=0.0, stft=0.0, mel=15.0, commitment=0.25, codebook=1.0, spectrum=0.0, gan="least_squares")
     return dataclasses.replace(

@@ -46,7 +46,8 @@ class Verdict(NamedTuple):
 
     terms: `adversarial`, `feature_matching` and `d_loss`, means or sums over judges as `LossConfig.gan` says, and the
     shares of logits on the right side, `d_accuracy_real` and `d_accuracy_fake`, means over judges. audio_gradient: of
-    the generator's weighted terms with respect to the decoded audio. grads: of `d_loss` with respect to the discriminators' parameters (None where not asked for).
+    the generator's weighted terms with respect to the decoded audio. grads: of `d_loss` with respect to the
+    discriminators' parameters (None where not asked for).
     """
 
     terms: Terms

@@ -173,7 +173,7 @@ def judges(cfg: DACDiscriminatorConfig) -> dict[str, nn.Module]:
 
 
 def least_samples(cfg: DACDiscriminatorConfig) -> int:
-    """Every clip from here on is longer than its reflections: a period, or 3/8 of an STFT and what the last hop lacks."""
+    """From here on clips are longer than their reflections: a period, or 3/8 of an STFT and what the last hop lacks."""
     return 1 + max([*cfg.periods, *(9 * size // 16 for size in cfg.fft_sizes)])
 
 
