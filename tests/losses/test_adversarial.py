@@ -19,10 +19,10 @@ def test_hinge_by_hand():
 
 
 def test_least_squares_by_hand():
-    real, fake = np.array([[2.0, 0.5], [1.0, -1.0]], np.float32), np.array([-3.0, 0.0, 0.5], np.float32)
-    wanted = (1 + 0.25 + 0 + 4) / 4 + (9 + 0 + 0.25) / 3
+    real, fake = jnp.array([[2.0, 0.5], [1.0, -1.0]]), jnp.array([[-3.0, 0.0], [0.5, 1.0]])
+    wanted = (1 + 0.25 + 0 + 4) / 4 + (9 + 0 + 0.25 + 1) / 4
     np.testing.assert_allclose(adversarial.least_squares_discriminator(real, fake), wanted, rtol=1e-6)
-    np.testing.assert_allclose(adversarial.least_squares_generator(fake), (16 + 1 + 0.25) / 3, rtol=1e-6)
+    np.testing.assert_allclose(adversarial.least_squares_generator(fake), (16 + 1 + 0.25 + 0) / 4, rtol=1e-6)
     undecided = jnp.full((3, 2), adversarial.GAMES["least_squares"].boundary)
     assert adversarial.least_squares_discriminator(undecided, undecided) == 0.5
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codec_jax.convert.discriminators import discriminator_from_torch
+from codec_jax.convert.discriminators import discriminator_from_torch, discriminator_to_torch
 from codec_jax.errors import UserError
 from codec_jax.models import discriminators
 from codec_jax.models.discriminators import DiscriminatorConfig, stft
@@ -131,6 +131,19 @@ def test_one_scale_alone_is_that_scale_of_all():
 def test_impossible_configs_are_errors(fields, word):
     with pytest.raises(UserError, match=word):
         DiscriminatorConfig(**fields).validate()
+
+
+def test_there_and_back_again(golden):
+    """Bit for bit; windows, which are computed, within float32's rounding."""
+    cfg, params, tensors, _ = golden_discriminator(golden, "A")
+    state = {k.removeprefix("disc_sd/"): v for k, v in tensors.items() if k.startswith("disc_sd/")}
+    again = discriminator_to_torch(cfg, params)
+    assert again.keys() == state.keys()
+    for name, array in again.items():
+        if name.endswith("window"):
+            np.testing.assert_allclose(array, state[name], atol=2e-7, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, state[name], err_msg=name)
 
 
 def test_conversion_names_the_tensor_at_fault(golden):
