@@ -26,7 +26,7 @@ def discriminator_from_torch(tensors: Tensors, config: Config) -> dict:
 
 
 def discriminator_to_torch(config: Config, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Upstream's state_dict, the inverse of `discriminator_from_torch`: parameters bit for bit, and windows computed."""
+    """Upstream's state_dict, the inverse of `discriminator_from_torch`: parameters bit for bit, windows computed."""
     tensors = materialise(tensors_from_params(leaves(config), params))
     if isinstance(config, DiscriminatorConfig):
         for scale, (_, _, win_length) in enumerate(config.resolutions):
