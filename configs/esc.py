@@ -41,7 +41,7 @@ def base_adv() -> Experiment:
 
 
 def nano_adv() -> Experiment:
-    """The same recipe for two CPU cores: nano, and discriminators of 20 thousand parameters that hear half a second."""
+    """The same recipe for two CPU cores: nano, and discriminators of 69 thousand parameters that hear half a second."""
     return dataclasses.replace(
         _adversarial(nano()),
         discriminator=DACDiscriminatorConfig(period_widths=(4, 8, 16, 32, 32), band_width=4),
