@@ -16,7 +16,8 @@ from ml_collections import config_dict, config_flags
 
 from codec_jax import models
 from codec_jax.errors import UserError
-from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models import discriminators
+from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.settings import DataConfig, LossConfig, MeshConfig, OptimConfig, StageConfig, TrainingConfig
 
 
@@ -35,7 +36,7 @@ class Experiment:
     losses: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
-    discriminator: DiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
+    discriminator: DiscriminatorConfig | DACDiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     discriminator_seconds: float = 0.0
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -97,10 +98,17 @@ class Experiment:
             )
         if stage.discriminate:
             self.discriminator.validate()
-            if self.discriminator_samples < max(self.discriminator.n_ffts):
+            least = discriminators.least_samples(self.discriminator)
+            if self.discriminator_samples < least:
                 raise UserError(
-                    f"the discriminators hear {self.discriminator_samples} samples, fewer than their longest STFT: "
-                    "give a longer discriminator_seconds or data.crop_seconds, or shorter discriminator.n_ffts."
+                    f"the discriminators hear {self.discriminator_samples} samples, fewer than the {least} they need: "
+                    "give a longer discriminator_seconds or data.crop_seconds, or discriminators of shorter windows."
+                )
+            channels = models.FAMILIES[self.family].geometry(self.codec).channels
+            if self.discriminator.in_channels != channels:
+                raise UserError(
+                    f"discriminator.in_channels is {self.discriminator.in_channels}, but the codec's audio has "
+                    f"{channels}: give as many."
                 )
 
     @property
@@ -129,8 +137,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def from_dict(data: dict[str, Any]) -> Experiment:
     """The inverse of `to_dict`. Raises UserError for unknown fields and wrong types, naming the field."""
-    family = data.get("family")
-    return _build(Experiment, data, "", _family_types(family))
+    types_ = _family_types(data.get("family"))
+    judged = data.get("discriminator")
+    kind = judged.get("kind", "stft") if isinstance(judged, dict) else "stft"  # configs older than the field have none
+    return _build(Experiment, data, "", types_ | {"discriminator": discriminators.config_type(kind)})
 
 
 def codec_hash(family: str, config: Any) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from codec_jax.errors import UserError
+from codec_jax.losses.adversarial import GAMES
 from codec_jax.losses.spectral import STFTLossConfig
 
 
@@ -35,8 +36,10 @@ class LossConfig:
     """Weights of the generator's terms; a zero leaves the term out.
 
     l1, l2: on the waveform. stft: `mrstft` (spec TAAE section 6). mel: the seven-scale mel distance that validation
-    reports. adversarial, feature_matching: what the discriminators say. normalize_features: every feature map's
-    distance over its magnitude, the paper's way. decay: the first four weights are multiplied by decay^t at step t of
+    reports. adversarial, feature_matching: what the discriminators say. gan: "hinge", where both are means over judges
+    and maps (TAAE), or "least_squares", where they are plain sums (DAC, ESC): their sources differ in this, so a weight
+    means something else in either. normalize_features: of "hinge", every feature map's distance over its magnitude, the
+    paper's way; "least_squares" never divides. decay: the first four weights are multiplied by decay^t at step t of
     the stage (upstream's option; 1 leaves them alone). commitment, codebook, spectrum: of what an ESC reports itself
     (spec ESC sections 4 and 6); a TAAE reports nothing.
     """
@@ -47,6 +50,7 @@ class LossConfig:
     mel: float = 0.0
     adversarial: float = 0.0
     feature_matching: float = 0.0
+    gan: str = "hinge"
     normalize_features: bool = True
     decay: float = 1.0
     commitment: float = 0.25
@@ -60,11 +64,13 @@ class LossConfig:
         return bool(self.adversarial or self.feature_matching)
 
     def validate(self) -> None:
-        """Raises UserError for negative weights, or for none at all."""
+        """Raises UserError for negative weights, or for none at all, and for an unknown game."""
         names = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching", "commitment", "codebook", "spectrum")
         weights = {name: getattr(self, name) for name in names}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
+        if self.gan not in GAMES:
+            raise UserError(f'losses.gan is one of {", ".join(GAMES)}, not "{self.gan}".')
         if not 0 < self.decay <= 1:
             raise UserError(f"losses.decay is a factor per step in (0, 1], not {self.decay}.")
         self.mrstft.validate()

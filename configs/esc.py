@@ -1,13 +1,15 @@
-"""ESC: upstream's sizes and ablations, and one for a laptop. No discriminators yet."""
+"""ESC: upstream's sizes and ablations, and two for a laptop."""
 
 import dataclasses
 
 from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, StageConfig, TrainingConfig
+from codec_jax.models.discriminators import DACDiscriminatorConfig
 from codec_jax.models.esc import ESCConfig, VQConfig
 
 
 def get_config(variant: str = "nano") -> Experiment:
-    """One of VARIANTS."""
+    """One of VARIANTS; underscores, as upstream writes them, are hyphens too."""
+    variant = variant.replace("_", "-")
     if variant not in VARIANTS:
         raise ValueError(f"configs/esc.py has no variant {variant}: choose from {', '.join(VARIANTS)}")
     return VARIANTS[variant]()
@@ -31,6 +33,47 @@ def nano() -> Experiment:
 def base() -> Experiment:
     """8.7 M parameters, as upstream's 9kbps_esc_base: batches of 36 clips of 3 s."""
     return _upstream(bottleneck=VQConfig(codebook_dims=(32, 32, 16, 12, 8, 6)))
+
+
+def base_adv() -> Experiment:
+    """8.4 M parameters and 42.5 M of discriminators, as upstream's 9kbps_esc_base_adv."""
+    return _adversarial(_upstream())
+
+
+def nano_adv() -> Experiment:
+    """The same recipe for two CPU cores: nano, and discriminators of 69 thousand parameters that hear half a second."""
+    return dataclasses.replace(
+        _adversarial(nano()),
+        discriminator=DACDiscriminatorConfig(period_widths=(4, 8, 16, 32, 32), band_width=4),
+        discriminator_seconds=0.5,
+    )
+
+
+def _adversarial(plain: Experiment) -> Experiment:
+    """Upstream's adversarial recipe (spec ESC sections 6 and 7): mel distance and discriminators, no power-law loss.
+
+    Discriminators begin with quantisation. They are moved by the codec's optimiser with a clip of their own, from the
+    same forward pass. What upstream does besides, and is not done here: it computes the power-law loss and multiplies
+    it by zero (zero times infinity is NaN); it replaces the codec's optimiser one step after pre-training has ended;
+    and with --pretrain_ckp it starts from a trained codec and divides the rate by ten, which the optimiser state that
+    it loads undoes.
+    """
+    mel = LossConfig(l1=0.0, stft=0.0, mel=15.0, commitment=0.25, codebook=1.0, spectrum=0.0, gan="least_squares")
+    return dataclasses.replace(
+        plain,
+        losses=mel,
+        optim=dataclasses.replace(plain.optim, clip_norm=1e3),
+        stages={
+            "continuous": plain.stages["continuous"],
+            "adversarial": dataclasses.replace(
+                plain.stages["quantised"],
+                losses=dataclasses.replace(mel, adversarial=1.0, feature_matching=2.0),
+                discriminate=True,
+                discriminator_optim=dataclasses.replace(plain.optim, clip_norm=10.0),
+            ),
+        },
+        discriminator=DACDiscriminatorConfig(),
+    )
 
 
 def _upstream(
@@ -64,7 +107,9 @@ CONV = ESCConfig(backbone="convolution")
 RVQ = VQConfig(quantiser="rvq", codebook_dims=(8,))
 VARIANTS = {
     "nano": nano,
+    "nano-adv": nano_adv,
     "base": base,
+    "base-adv": base_adv,
     "large": lambda: _upstream(ESCConfig(depth=4)),
     "csvq-swin": lambda: _upstream(pretraining=8),
     "csvq-conv": lambda: _upstream(CONV, pretraining=8),

@@ -11,6 +11,7 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TAAE = str(ROOT / "configs" / "taae.py")
+ESC = str(ROOT / "configs" / "esc.py")
 
 
 @pytest.mark.parametrize("variant", ["nano", "small", "250m", "500m", "1b"])
@@ -18,6 +19,37 @@ def test_shipped_configs_are_valid_and_survive_json(variant):
     config = experiment.load_config(f"{TAAE}:{variant}")
     assert experiment.from_dict(json.loads(experiment.to_json(config))) == config
     assert hash(config.codec) == hash(experiment.from_dict(experiment.to_dict(config)).codec)
+
+
+def test_escs_adversarial_recipe():
+    """Spec ESC sections 6 to 8, under upstream's spelling; its discriminators survive JSON."""
+    config = experiment.load_config(f"{ESC}:base_adv")
+    first, second = config.stages.values()
+    losses, judged = second.losses, config.discriminator
+    assert (first.discriminate, first.quantise, second.discriminate, second.quantise) == (False, False, True, True)
+    assert (losses.mel, losses.commitment, losses.codebook, losses.spectrum) == (15.0, 0.25, 1.0, 0.0)
+    assert (losses.gan, losses.adversarial, losses.feature_matching) == ("least_squares", 1.0, 2.0)
+    assert (config.optim.clip_norm, second.discriminator_optim.clip_norm) == (1e3, 10.0)
+    assert (config.optim.learning_rate, config.optim.b1, config.optim.b2) == (1e-4, 0.9, 0.999)
+    assert (judged.periods, judged.fft_sizes) == ((2, 3, 5, 7, 11), (2048, 1024, 512))
+    assert experiment.from_dict(json.loads(experiment.to_json(config))) == config
+    small = experiment.load_config(f"{ESC}:nano-adv", ["--config.discriminator.periods=(2, 3)"])
+    assert small.discriminator.periods == (2, 3)
+
+
+def test_discriminators_of_older_configs_have_no_kind():
+    data = experiment.to_dict(tiny.experiment())
+    del data["discriminator"]["kind"], data["losses"]["gan"]
+    assert experiment.from_dict(data) == tiny.experiment()
+    for discriminator, match in (
+        ({"kind": "none"}, "one of stft, dac"),
+        ({"kind": "dac", "n_ffts": [30]}, r"discriminator\.n_ffts"),
+        (3, "must be a set of fields"),
+    ):
+        with pytest.raises(UserError, match=match):
+            experiment.from_dict({**data, "discriminator": discriminator})
+    with pytest.raises(UserError, match="one of hinge, least_squares"):
+        experiment.from_dict({**data, "losses": {"gan": "wasserstein"}}).validate()
 
 
 def test_flags_override_every_kind_of_field():

@@ -1,5 +1,6 @@
 """What the codec is trained on: reconstruction terms of one forward pass, and what discriminators say of its audio."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from codec_jax.experiment import LossConfig
 from codec_jax.losses import adversarial, spectral, waveform
 from codec_jax.models import discriminators
-from codec_jax.models.discriminators import DiscriminatorConfig, Judgement
+from codec_jax.models.discriminators import Judgement
 from codec_jax.models.protocol import Forward
 
 PyTree = Any
@@ -43,9 +44,10 @@ def reconstruction(
 class Verdict(NamedTuple):
     """One batch before the discriminators.
 
-    terms: `adversarial`, `feature_matching`, `d_loss`, and the shares of logits on the right side, `d_accuracy_real`
-    and `d_accuracy_fake`; means over scales. audio_gradient: of the generator's weighted terms with respect to the
-    decoded audio. grads: of `d_loss` with respect to the discriminators' parameters (None where not asked for).
+    terms: `adversarial`, `feature_matching` and `d_loss`, means or sums over judges as `LossConfig.gan` says, and the
+    shares of logits on the right side, `d_accuracy_real` and `d_accuracy_fake`, means over judges. audio_gradient: of
+    the generator's weighted terms with respect to the decoded audio. grads: of `d_loss` with respect to the
+    discriminators' parameters (None where not asked for).
     """
 
     terms: Terms
@@ -54,48 +56,60 @@ class Verdict(NamedTuple):
 
 
 def judge(
-    config: DiscriminatorConfig,
+    config: discriminators.Config,
     params: PyTree,
     losses: LossConfig,
     real: Float[Array, "batch time channel"],
     fake: Float[Array, "batch time channel"],
     train: bool,
 ) -> Verdict:
-    """Every scale in its turn, and both players' gradients of it, so that its feature maps live no longer than that.
+    """Every judge in its turn, and both players' gradients of it, so that its feature maps live no longer than that.
 
     train: also the discriminators' own gradients. Nothing flows from one player into the other's parameters.
     """
     real, fake = jax.lax.stop_gradient((real, fake))
-    scales = len(config.n_ffts)
+    names = discriminators.judges(config)
+    divisor = len(names) if adversarial.GAMES[losses.gan].averaged else 1
     terms: list[Terms] = []
+    shares: list[Terms] = []
     grads, audio_gradient = {}, jnp.zeros_like(fake)
-    for scale in range(scales):
-        found = _judge_scale(config, params, losses, scale, real, fake, train)
+    for name in names:
+        found, right = _judge_once(config, params, losses, name, real, fake, train)
         terms.append(found.terms)
+        shares.append(right)
         if train:
-            grads[f"scale_{scale}"] = jax.tree.map(lambda g: g / scales, found.grads)
-        audio_gradient += found.audio_gradient / scales
-        # One scale after the other: left alone, the compiler may hold the feature maps of several at once.
+            grads[name] = jax.tree.map(lambda g: g / divisor, found.grads)
+        audio_gradient += found.audio_gradient / divisor
+        # One judge after the other: left alone, the compiler may hold the feature maps of several at once.
         audio_gradient, grads = jax.lax.optimization_barrier((audio_gradient, grads))
-    means = {name: jnp.stack([found[name] for found in terms]).mean() for name in terms[0]}
-    return Verdict(means, audio_gradient, grads if train else None)
+    totals = {**_over(terms, divisor), **_over(shares, len(names))}
+    return Verdict(totals, audio_gradient, grads if train else None)
 
 
-def _judge_scale(
-    config: DiscriminatorConfig, params: PyTree, losses: LossConfig, scale: int, real: Array, fake: Array, train: bool
-) -> Verdict:
-    """One scale judges both signals once; each player's loss is pulled back through the same two passes."""
-    key = f"scale_{scale}"
+def _over(found: Sequence[Terms], divisor: int) -> Terms:
+    """Term by term, the sum over judges divided by `divisor`."""
+    return {name: jnp.stack([terms[name] for terms in found]).sum() / divisor for name in found[0]}
 
-    def judgement(scale_params, audio):
-        return discriminators.judge_scale(config, {key: scale_params}, scale, audio)
 
-    r, pull_real = jax.vjp(lambda scale_params: judgement(scale_params, real), params[key])
-    f, pull_fake = jax.vjp(judgement, params[key], fake)
-    d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: adversarial.hinge_discriminator(*logits))(
-        (r.logits, f.logits)
-    )
-    terms: Terms = {"d_loss": d_loss, **accuracy(r.logits, f.logits)}
+def _judge_once(
+    config: discriminators.Config,
+    params: PyTree,
+    losses: LossConfig,
+    name: str,
+    real: Array,
+    fake: Array,
+    train: bool,
+) -> tuple[Verdict, Terms]:
+    """One judge hears both signals once; each player's loss is pulled back through the same two passes."""
+
+    def judgement(own_params, audio):
+        return discriminators.judge(config, {name: own_params}, name, audio)
+
+    r, pull_real = jax.vjp(lambda own_params: judgement(own_params, real), params[name])
+    f, pull_fake = jax.vjp(judgement, params[name], fake)
+    game = adversarial.GAMES[losses.gan]
+    d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
+    terms: Terms = {"d_loss": d_loss}
     grads, audio_gradient = None, jnp.zeros_like(fake)
     if train:
         silent = jax.tree.map(jnp.zeros_like, r.features)  # the loss hears logits alone
@@ -105,23 +119,23 @@ def _judge_scale(
         (_, heard), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
         audio_gradient = pull_fake(answer)[1]
         terms |= heard
-    return Verdict(terms, audio_gradient, grads)
+    return Verdict(terms, audio_gradient, grads), accuracy(r.logits, f.logits, game.boundary)
 
 
 def generator_terms(losses: LossConfig, real: Judgement, fake: Judgement) -> tuple[Float[Array, ""], Terms]:
-    """The weighted sum of the adversarial and the feature-matching term of one scale, and both unweighted."""
-    terms = {
-        "adversarial": adversarial.hinge_generator(fake.logits),
-        "feature_matching": adversarial.feature_matching(
-            real.features, fake.features, normalize=losses.normalize_features
-        ),
-    }
+    """The weighted sum of the adversarial and the feature-matching term of one judge, and both unweighted."""
+    game = adversarial.GAMES[losses.gan]
+    if game.averaged:
+        matched = adversarial.feature_matching(real.features, fake.features, normalize=losses.normalize_features)
+    else:
+        matched = adversarial.feature_distance(real.features, fake.features)
+    terms = {"adversarial": game.generator(fake.logits), "feature_matching": matched}
     return losses.adversarial * terms["adversarial"] + losses.feature_matching * terms["feature_matching"], terms
 
 
-def accuracy(real_logits: Array, fake_logits: Array) -> Terms:
-    """Shares of the logits on the right side of zero."""
-    return {"d_accuracy_real": (real_logits > 0).mean(), "d_accuracy_fake": (fake_logits < 0).mean()}
+def accuracy(real_logits: Array, fake_logits: Array, boundary: float) -> Terms:
+    """Shares of the logits on the right side of `boundary`."""
+    return {"d_accuracy_real": (real_logits > boundary).mean(), "d_accuracy_fake": (fake_logits < boundary).mean()}
 
 
 def window(key: PRNGKeyArray, samples: int, *audio: Float[Array, "batch time channel"]):

@@ -18,6 +18,20 @@ def test_hinge_by_hand():
     np.testing.assert_allclose(adversarial.hinge_generator(fake), 1.5)
 
 
+def test_least_squares_by_hand():
+    real, fake = jnp.array([[2.0, 0.5], [1.0, -1.0]]), jnp.array([[-3.0, 0.0], [0.5, 1.0]])
+    wanted = (1 + 0.25 + 0 + 4) / 4 + (9 + 0 + 0.25 + 1) / 4
+    np.testing.assert_allclose(adversarial.least_squares_discriminator(real, fake), wanted, rtol=1e-6)
+    np.testing.assert_allclose(adversarial.least_squares_generator(fake), (16 + 1 + 0.25 + 0) / 4, rtol=1e-6)
+    undecided = jnp.full((3, 2), adversarial.GAMES["least_squares"].boundary)
+    assert adversarial.least_squares_discriminator(undecided, undecided) == 0.5
+
+
+def test_feature_distance_is_a_plain_sum():
+    real, fake = [jnp.array([1.0, -3.0]), jnp.full((2, 2), 10.0)], [jnp.array([2.0, -3.0]), jnp.zeros((2, 2))]
+    np.testing.assert_allclose(adversarial.feature_distance(real, fake), 0.5 + 10, rtol=1e-6)
+
+
 def test_feature_matching_by_hand():
     real, fake = [jnp.array([1.0, -3.0]), jnp.full((2, 2), 10.0)], [jnp.array([2.0, -3.0]), jnp.zeros((2, 2))]
     plain = adversarial.feature_matching(real, fake, normalize=False)
@@ -54,7 +68,7 @@ def case(request, golden):
     tensors = golden(f"taae/{request.param}/tensors.safetensors")
 
     def losses(params, x, y):
-        real, fake = discriminators.judge(cfg, params, x), discriminators.judge(cfg, params, y)
+        real, fake = (discriminators.judge_all(cfg, params, audio) for audio in (x, y))
         disc = adversarial.discriminator_loss(real, fake)
         fm = adversarial.feature_matching_loss(real, fake, normalize=normalize)
         return disc, {"disc": disc, "adv": adversarial.generator_loss(fake), "fm": fm}

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from codec_jax.convert.discriminators import discriminator_from_torch
+from codec_jax.convert.discriminators import discriminator_from_torch, discriminator_to_torch
 from codec_jax.errors import UserError
 from codec_jax.models import discriminators
-from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models.discriminators import DiscriminatorConfig, stft
 
 TINY = DiscriminatorConfig(n_ffts=(16, 22), filters=2, dilations=(1, 2), stride=(1, 2))
 
@@ -30,7 +30,7 @@ def golden_discriminator(golden, name):
 def case(request, golden):
     """Config, golden tensors, and the judgements of the real and the decoded audio."""
     cfg, params, tensors, _ = golden_discriminator(golden, request.param)
-    judge = jax.jit(discriminators.judge, static_argnums=0)
+    judge = jax.jit(discriminators.judge_all, static_argnums=0)
     real, fake = (judge(cfg, params, tensors[name].swapaxes(1, 2)) for name in ("input", "decoded"))
     return cfg, tensors, {"real": real, "fake": fake}
 
@@ -44,7 +44,7 @@ def assert_close(ours, theirs, name):
 def test_spectrograms(case):
     cfg, tensors, _ = case
     for scale, resolution in enumerate(cfg.resolutions):
-        parts = discriminators.spectrogram(jnp.asarray(tensors["input"].swapaxes(1, 2)), *resolution)
+        parts = stft.spectrogram(jnp.asarray(tensors["input"].swapaxes(1, 2)), *resolution)
         ours = np.stack(parts, axis=-1).swapaxes(2, 3)  # [batch, channel, bin, frame, part]
         assert_close(ours, tensors[f"disc/stft{scale}"], f"stft{scale}")
 
@@ -92,7 +92,7 @@ def test_dtype_is_that_of_the_convolutions_alone():
 
     def judge(key):
         params = nn.unbox(discriminators.init(cfg, key))
-        return params, discriminators.judge_scale(cfg, params, 0, jnp.zeros((3, 40, 2)))
+        return params, discriminators.judge(cfg, params, "scale_0", jnp.zeros((3, 40, 2)))
 
     params, (logits, features) = jax.eval_shape(judge, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -102,15 +102,17 @@ def test_dtype_is_that_of_the_convolutions_alone():
 
 def test_gradients_are_finite_at_digital_silence():
     params = nn.unbox(discriminators.init(TINY, jax.random.key(0)))
-    gradient = jax.jit(jax.grad(lambda x: discriminators.judge(TINY, params, x)[0].logits.sum()))
+    gradient = jax.jit(jax.grad(lambda x: discriminators.judge(TINY, params, "scale_0", x).logits.sum()))
     assert np.isfinite(gradient(jnp.zeros((1, 64, 1)))).all()
 
 
 def test_one_scale_alone_is_that_scale_of_all():
     params = nn.unbox(discriminators.init(TINY, jax.random.key(0)))
     audio = jax.random.normal(jax.random.key(1), (1, 64, 1))
-    alone = jax.jit(lambda p, x: discriminators.judge_scale(TINY, p, 1, x).logits)(params, audio)
-    np.testing.assert_allclose(alone, jax.jit(lambda p, x: discriminators.judge(TINY, p, x))(params, audio)[1].logits)
+    alone = jax.jit(lambda p, x: discriminators.judge(TINY, p, "scale_1", x).logits)(params, audio)
+    np.testing.assert_allclose(
+        alone, jax.jit(lambda p, x: discriminators.judge_all(TINY, p, x))(params, audio)[1].logits
+    )
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,19 @@ def test_one_scale_alone_is_that_scale_of_all():
 def test_impossible_configs_are_errors(fields, word):
     with pytest.raises(UserError, match=word):
         DiscriminatorConfig(**fields).validate()
+
+
+def test_there_and_back_again(golden):
+    """Bit for bit; windows, which are computed, within float32's rounding."""
+    cfg, params, tensors, _ = golden_discriminator(golden, "A")
+    state = {k.removeprefix("disc_sd/"): v for k, v in tensors.items() if k.startswith("disc_sd/")}
+    again = discriminator_to_torch(cfg, params)
+    assert again.keys() == state.keys()
+    for name, array in again.items():
+        if name.endswith("window"):
+            np.testing.assert_allclose(array, state[name], atol=2e-7, err_msg=name)
+        else:
+            np.testing.assert_array_equal(array, state[name], err_msg=name)
 
 
 def test_conversion_names_the_tensor_at_fault(golden):

@@ -51,13 +51,24 @@ def test_discriminators(fields, target):
     params = jax.eval_shape(lambda: nn.unbox(discriminators.init(cfg, jax.random.key(0))))
     with platform.tracing_for(target):
         counts = discriminators.flops(cfg, 4000)
-        for scale in range(2):
+        for name in discriminators.judges(cfg):
             count = compiled_flops(
-                lambda p, x, scale=scale: discriminators.judge_scale(cfg, p, scale, x),
-                params,
-                audio(4000, cfg.in_channels),
+                lambda p, x, name=name: discriminators.judge(cfg, p, name, x), params, audio(4000, cfg.in_channels)
             )
-            assert counts[f"scale_{scale}"] == pytest.approx(count, rel=0.02)
+            assert counts[name] == pytest.approx(count, rel=0.02)
+
+
+@pytest.mark.parametrize("target", ["cpu", "tpu"])
+def test_dac_discriminators(target):
+    cfg = discriminators.DACDiscriminatorConfig(
+        periods=(3,), period_widths=(8, 32, 64, 64), fft_sizes=(256,), bands=((0.0, 0.1), (0.1, 1.0)), band_width=16
+    )
+    params = jax.eval_shape(lambda: nn.unbox(discriminators.init(cfg, jax.random.key(0))))
+    with platform.tracing_for(target):
+        counts = discriminators.flops(cfg, 4000)
+        for name in discriminators.judges(cfg):
+            judge = lambda p, x, name=name: discriminators.judge(cfg, p, name, x)
+            assert counts[name] == pytest.approx(compiled_flops(judge, params, audio(4000)), rel=0.05)
 
 
 def test_the_papers_billion():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfig
-from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.train import sharding, stages, step
 from codec_jax.train.state import CODEC, DISCRIMINATOR
 from tests import tiny
@@ -18,9 +18,9 @@ RECONSTRUCTION = LossConfig(l1=0.0, l2=1.0, stft=0.0)
 ADVERSARIAL = LossConfig(l1=0.0, l2=1.0, stft=0.0, adversarial=0.5, feature_matching=2.0)
 
 
-def experiment(mesh, adversarial=False, optim=None, discriminator=None, **fields):
+def experiment(mesh, adversarial=False, optim=None, discriminator=None, losses=ADVERSARIAL, **fields):
     base = tiny.experiment(steps=5)
-    stage = StageConfig(losses=ADVERSARIAL if adversarial else RECONSTRUCTION, optim=optim, discriminate=adversarial)
+    stage = StageConfig(losses=losses if adversarial else RECONSTRUCTION, optim=optim, discriminate=adversarial)
     # Few positions: a bias's gradient is a plain sum over all of them, whose roundoff grows with their number while a
     # fresh judge's terms of real and decoded audio nearly cancel.
     small = DiscriminatorConfig(
@@ -128,6 +128,20 @@ def test_two_players_on_a_mesh(single_adversarial):
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 4, 1), (1, 4, 2)])
 def test_two_players_on_other_meshes(single_adversarial, mesh):
     compare(loss_and_gradients(MeshConfig(*mesh), adversarial=True), single_adversarial)
+
+
+@pytest.mark.slow
+def test_dacs_discriminators_on_a_mesh():
+    """Phases as clips: the batch is cut over two axes, and folded with what is not cut.
+
+    In their own game: of a hinge before any logit has passed the margin, the two sides of `conv_post` nearly cancel.
+    """
+    judges = DACDiscriminatorConfig(
+        periods=(3,), period_widths=(4, 8), fft_sizes=(64,), bands=((0.0, 0.5), (0.5, 1.0)), band_width=4
+    )
+    changes = {"discriminator": judges, "losses": dataclasses.replace(ADVERSARIAL, gan="least_squares")}
+    found, wanted = (loss_and_gradients(MeshConfig(*m), adversarial=True, **changes) for m in ((2, 2, 2), (1, 1, 1)))
+    compare(found, wanted)
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ def total_loss(cfg, meta):
         decoded = taae.synthesise(cfg, variables, pinned(codes, pin[0], pin[2]))
         decoded = pinned(decoded, pin[1], pin[2])
         target = jax.lax.stop_gradient(audio)
-        real, fake = (discriminators.judge(disc_cfg, disc, x) for x in (target, decoded))
+        real, fake = (discriminators.judge_all(disc_cfg, disc, x) for x in (target, decoded))
         adv = adversarial.generator_loss(fake)
         fm = adversarial.feature_matching_loss(real, fake, normalize=normalize)
         x, y = (a.swapaxes(1, 2) for a in (target, decoded))

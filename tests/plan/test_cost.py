@@ -7,7 +7,7 @@ import pytest
 
 from codec_jax.experiment import LossConfig, StageConfig
 from codec_jax.losses.spectral import STFTLossConfig
-from codec_jax.models.discriminators import DiscriminatorConfig
+from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.models.taae import FSQConfig, TAAEConfig
 from codec_jax.train import cost, sharding, stages, step
 from tests import tiny
@@ -64,6 +64,17 @@ def test_discriminators(alternate):
     costs, compiled = both_counts(config)
     assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.05)
     assert costs["discriminator"]["backward"] == (0.5 if alternate else 2.5) * costs["discriminator"]["forward"]
+
+
+@pytest.mark.slow
+def test_dac_discriminators():
+    losses = dataclasses.replace(JUDGED, gan="least_squares")
+    judges = DACDiscriminatorConfig(periods=(3,), period_widths=(8, 32, 64, 64), fft_sizes=(256,), band_width=16)
+    config = dataclasses.replace(experiment(StageConfig(losses=losses, discriminate=True)), discriminator=judges)
+    costs, compiled = both_counts(config)
+    _, plain = both_counts(experiment(StageConfig()))
+    assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.05)
+    assert sum(costs["discriminator"].values()) == pytest.approx(compiled - plain, rel=0.05)
 
 
 def test_totals():

@@ -1,42 +1,28 @@
 """The multi-scale complex-STFT discriminator of TAAE (spec TAAE section 6; arXiv 2411.19842 appendix B.5).
 
 One judge per STFT resolution: waveform → complex STFT, real and imaginary parts as channels → 2-D
-convolutions over [batch, frame, bin, channel] → a map of logits, and every hidden layer as a feature map. The
-scales share nothing, so each is a module of its own: its feature maps need not outlive its own
-(rematerialised) loss.
+convolutions over [batch, frame, bin, channel] → a map of logits, and every hidden layer as a feature map.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from codec_jax.errors import UserError
+from codec_jax.models.discriminators.protocol import Judgement
 from codec_jax.models.flops import conv, stft_flops
 from codec_jax.nn.conv import gathered
 from codec_jax.nn.linear import partitioned, torch_uniform
-from codec_jax.ops.counter_random import quick
 from codec_jax.ops.stft import hann, stft
 
 _SLOPE = 0.2
 _MAGNITUDE_FLOOR = 1e-6
 _TINY = 1e-30  # under the square root: the gradient at a zero bin is zero, not NaN
 _KERNEL_AXES = ("tap", "tap", "conv_in", "conv_out")
-
-
-class Judgement(NamedTuple):
-    """What one scale says of a batch: logits float32, and the output of every hidden layer, in order.
-
-    Layouts are [batch, frame, bin, channel]; logits have one channel. Higher logits: more real.
-    """
-
-    logits: Float[Array, "batch frame bin 1"]
-    features: tuple[Float[Array, "batch frame bin_ feature"], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +38,7 @@ class DiscriminatorConfig:
     stay float32.
     """
 
+    kind: str = "stft"
     n_ffts: tuple[int, ...] = (78, 126, 206, 334, 542, 876, 1418, 2296)
     hop_lengths: tuple[int, ...] = ()
     win_lengths: tuple[int, ...] = ()
@@ -73,6 +60,8 @@ class DiscriminatorConfig:
 
     def validate(self) -> None:
         """Raises UserError where fields contradict each other, or ask for what upstream cannot do either."""
+        if self.kind != "stft":
+            raise UserError(f'these are discriminators of the kind "stft", not "{self.kind}".')
         for name in ("hop_lengths", "win_lengths"):
             sizes = getattr(self, name)
             if sizes and len(sizes) != len(self.n_ffts):
@@ -89,6 +78,9 @@ class DiscriminatorConfig:
             raise UserError("stride, dilations and in_channels must be at least 1.")
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f'dtype is "float32" or "bfloat16", not "{self.dtype}".')
+
+
+Config = DiscriminatorConfig
 
 
 def spectrogram(
@@ -181,32 +173,14 @@ class STFTDiscriminator(nn.Module):
         return Judgement(conv(1, square, name="conv_post")(x).astype(jnp.float32), tuple(features))
 
 
-def init(cfg: DiscriminatorConfig, key: PRNGKeyArray) -> dict[str, Any]:
-    """Fresh parameters, `{"scale_0": ..., "scale_1": ...}`, boxed with logical axis names."""
-    cfg.validate()
-    params = {}
-    for scale, scale_key in enumerate(jax.random.split(quick(key), len(cfg.n_ffts))):
-        one_frame = jnp.zeros((1, cfg.n_ffts[scale], cfg.in_channels))
-        params[f"scale_{scale}"] = STFTDiscriminator(cfg, scale).init(scale_key, one_frame)["params"]
-    return params
+def judges(cfg: DiscriminatorConfig) -> dict[str, nn.Module]:
+    """`scale_0`, `scale_1`, ..., one per resolution."""
+    return {f"scale_{scale}": STFTDiscriminator(cfg, scale) for scale in range(len(cfg.n_ffts))}
 
 
-def judge_scale(
-    cfg: DiscriminatorConfig, params: Mapping[str, Any], scale: int, audio: Float[Array, "batch time channel"]
-) -> Judgement:
-    """The judgement of one scale; `params` are those of all scales."""
-    judgement: Any = STFTDiscriminator(cfg, scale).apply({"params": params[f"scale_{scale}"]}, audio)
-    return judgement
-
-
-def judge(
-    cfg: DiscriminatorConfig, params: Mapping[str, Any], audio: Float[Array, "batch time channel"]
-) -> list[Judgement]:
-    """The judgement of every scale.
-
-    In training take them one by one: together their feature maps are hundreds of times the audio's size.
-    """
-    return [judge_scale(cfg, params, scale, audio) for scale in range(len(cfg.n_ffts))]
+def least_samples(cfg: DiscriminatorConfig) -> int:
+    """One frame of the longest transform."""
+    return max(cfg.n_ffts)
 
 
 def flops(cfg: DiscriminatorConfig, samples: int) -> dict[str, float]:
@@ -219,13 +193,13 @@ def _scale_flops(cfg: DiscriminatorConfig, samples: int, scale: int) -> float:
     shape = (1 + (samples - n_fft) // hop_length, n_fft // 2 + 1)
     total = cfg.in_channels * stft_flops(shape[0], n_fft)
     square, width = (cfg.kernel[0], cfg.kernel[0]), cfg.filters
-    total += _products(shape, cfg.kernel) * 2 * cfg.in_channels * width
+    total += products(shape, cfg.kernel) * 2 * cfg.in_channels * width
     for _ in cfg.dilations:
-        total += _products(shape, cfg.kernel, cfg.stride) * width**2
+        total += products(shape, cfg.kernel, cfg.stride) * width**2
         shape = -(-shape[0] // cfg.stride[0]), -(-shape[1] // cfg.stride[1])
-    return total + _products(shape, square) * (width**2 + width)
+    return total + products(shape, square) * (width**2 + width)
 
 
-def _products(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> float:
-    """Of `_convolve` per pair of channels: every frame tap is multiplied in full, zeros beyond the ends too."""
+def products(shape: tuple[int, int], kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> float:
+    """FLOPs of a `Conv2d` per pair of channels: every frame tap is multiplied in full, zeros beyond the ends too."""
     return -(-shape[0] // stride[0]) * kernel[0] * conv((shape[1],), (kernel[1],), (stride[1],))
