@@ -80,10 +80,10 @@ class LossConfig:
 class OptimConfig:
     """One player's optimiser. EMA after ema-pytorch (0: none; of the codec alone).
 
-    name: "adamw", or "sgd" without momentum. schedule: "cosine" (linear warm-up, then down to `final_fraction` of the
-    peak at the stage's end), "wsd" (warm-up, stable, and linear down to `final_fraction` over the last
-    `decay_fraction`), "constant" (after warm-up), or "inverse" (upstream's InverseLR: `inv_gamma`, `power`, and its
-    exponential warm-up by the factor `inverse_warmup`).
+    name: "adamw", or "sgd" without momentum. decay_all: biases, norms and codebooks decay too, not kernels alone.
+    schedule: "cosine" (linear warm-up, then down to `final_fraction` of the peak at the stage's end), "wsd" (warm-up,
+    stable, and linear down to `final_fraction` over the last `decay_fraction`), "constant" (after warm-up), or
+    "inverse" (upstream's InverseLR: `inv_gamma`, `power`, and its exponential warm-up by the factor `inverse_warmup`).
     """
 
     name: str = "adamw"
@@ -91,6 +91,7 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 1e-3
+    decay_all: bool = False
     schedule: str = "cosine"
     warmup_steps: int = 1000
     final_fraction: float = 0.1

@@ -54,9 +54,8 @@ def _adversarial(plain: Experiment) -> Experiment:
 
     Discriminators begin with quantisation. They are moved by the codec's optimiser with a clip of their own, from the
     same forward pass. What upstream does besides, and is not done here: it computes the power-law loss and multiplies
-    it by zero (zero times infinity is NaN); it replaces the codec's optimiser one step after pre-training has ended;
-    and with --pretrain_ckp it starts from a trained codec and divides the rate by ten, which the optimiser state that
-    it loads undoes.
+    it by zero (zero times infinity is NaN), and with --pretrain_ckp it starts from a trained codec and divides the rate
+    by ten, which the optimiser state that it loads undoes.
     """
     mel = LossConfig(l1=0.0, stft=0.0, mel=15.0, commitment=0.25, codebook=1.0, spectrum=0.0, gan="least_squares")
     return dataclasses.replace(
@@ -90,6 +89,7 @@ def _upstream(
             learning_rate=1e-4,
             b2=0.999,
             weight_decay=0.01,
+            decay_all=True,
             schedule="constant",
             warmup_steps=1,
             clip_norm=0.5,
@@ -97,7 +97,7 @@ def _upstream(
         ),
         stages={
             "continuous": StageConfig(steps=pretraining / 80, quantise=False),
-            "quantised": StageConfig(steps=1 - pretraining / 80),
+            "quantised": StageConfig(steps=1 - pretraining / 80, fresh_optim=True),
         },
         training=TrainingConfig(steps=250_000),
     )

@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from codec_jax import bench, cli
 
 
+@pytest.mark.slow
 def test_the_verb(tmp_path, capsys):
     config = tmp_path / "config.py"
     config.write_text("from tests import tiny\n\n\ndef get_config():\n    return tiny.experiment()\n")

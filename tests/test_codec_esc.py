@@ -12,7 +12,7 @@ from codec_jax.errors import UserError
 from tests.models.test_esc import ABLATIONS, CONFIG, noise, variables_of
 
 
-@pytest.fixture(scope="module", params=["csvq+transformer", "rvq+convolution"])
+@pytest.fixture(scope="module", params=["csvq+transformer", pytest.param("rvq+convolution", marks=pytest.mark.slow)])
 def codec(request):
     cfg = ABLATIONS[request.param]
     return Codec("esc", cfg, variables_of(cfg))

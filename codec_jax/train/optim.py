@@ -46,13 +46,13 @@ def inverse(config: OptimConfig) -> optax.Schedule:
 def optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Directions, not yet scaled by the learning rate, so that a stage can change the schedule and keep the moments.
 
-    Only plain kernels decay: the length of a weight-normalised one is g.
+    Unless `decay_all` says otherwise only plain kernels decay: the length of a weight-normalised one is g.
     """
     if config.name == "sgd":
         return optax.identity()
     return optax.chain(
         optax.scale_by_adam(config.b1, config.b2),
-        optax.add_decayed_weights(config.weight_decay, mask=_is_kernel),
+        optax.add_decayed_weights(config.weight_decay, mask=None if config.decay_all else _is_kernel),
     )
 
 

@@ -57,14 +57,15 @@ def test_other_schedules(golden):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
-def test_only_kernels_decay():
+@pytest.mark.parametrize("everything", [False, True])
+def test_what_decays(everything):
     params = {"ff": {"kernel": jnp.ones(3), "bias": jnp.ones(3)}, "conv": {"v": jnp.ones(3), "g": jnp.ones(3)}}
-    transform = optim.optimizer(OptimConfig(weight_decay=0.5))
+    transform = optim.optimizer(OptimConfig(weight_decay=0.5, decay_all=everything))
     directions, _ = transform.update(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
     moved = optim.descend(params, directions, jnp.float32(0.1))
     assert float(moved["ff"]["kernel"][0]) < 1
     for leaf in (moved["ff"]["bias"], moved["conv"]["v"], moved["conv"]["g"]):
-        np.testing.assert_array_equal(leaf, np.ones(3))
+        np.testing.assert_array_equal(leaf, moved["ff"]["kernel"] if everything else np.ones(3))
 
 
 def test_metrics_are_cut_back(tmp_path):
