@@ -192,11 +192,13 @@ def base(golden):
     return open_case(golden, "base")
 
 
+@pytest.mark.slow
 def test_codes_and_audio_of_the_published_size(base):
     assert relative(jnp.moveaxis(esc.to_spectrum(base.cfg, base.audio), -1, 1), base.tensors["stft"]) < 1e-5
     check_codes_and_audio(base, few=())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [47920, 16079])
 def test_other_lengths(base, samples):
     """16079 samples are one STFT frame too long for upstream, whose patches leave it out; ours would pad them."""

@@ -99,12 +99,12 @@ def test_words_without_use_become_points(bottleneck):
 
 
 def test_off_by_default_and_refused_without_codebooks():
-    *_, state = fresh(BOTTLENECK)
-    assert state.idle is None
+    config = experiment(BOTTLENECK)
+    assert step.abstract_state(config, stages.resolve(config)[0], sharding.make_mesh(config.mesh)).idle is None
     plain = dataclasses.replace(tiny.experiment(), stages={"only": StageConfig(kmeans=3)})
     with pytest.raises(UserError, match="taae has none"):
         plain.validate()
-    assert vq.POINTS not in esc.init(experiment(BOTTLENECK).codec, jax.random.key(0))
+    assert vq.POINTS not in jax.eval_shape(lambda: esc.init(config.codec, jax.random.key(0)))
 
 
 @pytest.mark.slow

@@ -128,15 +128,21 @@ def test_what_passes_from_one_stage_to_the_next(mesh):
 # ---- who moves ---------------------------------------------------------------------------------
 
 
-def test_both_move_at_once_and_in_turns(mesh):
-    for alternate, expected in ((False, [{CODEC, DISCRIMINATOR}] * 2), (True, [{CODEC}, {DISCRIMINATOR}])):
-        config = experiment({"only": StageConfig(losses=ADVERSARIAL, discriminate=True)}, alternate=alternate)
-        _, _, state, run = begin(config, mesh)
-        for number, players in enumerate(expected):
-            before = host(state)
-            state, metrics = run(state, batch(), number)
-            assert {name for name in before if moved(before[name], host(state)[name])} == players
-            assert not float(metrics["skipped"])
+@pytest.mark.parametrize(
+    ("alternate", "expected"),
+    [
+        (False, [{CODEC, DISCRIMINATOR}] * 2),
+        pytest.param(True, [{CODEC}, {DISCRIMINATOR}], marks=pytest.mark.slow),
+    ],
+)
+def test_both_move_at_once_or_in_turns(mesh, alternate, expected):
+    config = experiment({"only": StageConfig(losses=ADVERSARIAL, discriminate=True)}, alternate=alternate)
+    _, _, state, run = begin(config, mesh)
+    for number, players in enumerate(expected):
+        before = host(state)
+        state, metrics = run(state, batch(), number)
+        assert {name for name in before if moved(before[name], host(state)[name])} == players
+        assert not float(metrics["skipped"])
 
 
 def test_a_warm_up_of_the_discriminators_alone_is_silent_to_the_codec(mesh):
@@ -313,6 +319,7 @@ def test_overfitting_one_batch_lowers_every_term(mesh):
         assert value < 0.7 * first[name], (name, first[name], value)
 
 
+@pytest.mark.slow
 def test_the_compiled_step_records_a_profile_and_keeps_checkpoints(corpus, tmp_path):
     """training.profile and training.keep_every do what they say."""
     from codec_jax.train import loop
