@@ -19,6 +19,7 @@ import pytest
 from codec_jax.convert import esc as convert
 from tests.parity.esc_cases import SMALL, by_upstreams_name, open_case, relative, total_loss
 
+pytestmark = pytest.mark.slow  # a minute of compilation per set
 LOSSES = ("cm_loss", "cb_loss", "mel_loss", "stft_loss")
 
 
@@ -103,7 +104,7 @@ def test_gradients(training, golden, run):
     assert errors[worst] < 1e-3, worst
 
 
-@pytest.fixture(scope="module", params=["A", pytest.param("A_csvq_conv", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["A", "A_csvq_conv"])
 def trajectory(request, golden):
     """Two steps of pre-training, then three with 2, 4, 1 streams; as upstream, all parameters decay."""
     training = Training(golden, request.param)

@@ -62,7 +62,7 @@ def total_loss(cfg, meta):
     return disc_cfg, total
 
 
-@pytest.fixture(scope="module", params=("A", "E"))
+@pytest.fixture(scope="module", params=("A", pytest.param("E", marks=pytest.mark.slow)))
 def case(request, golden):
     """Config, golden tensors, and (loss, gradients of parameters and input) under "" and under "train/".
 

@@ -102,6 +102,7 @@ def staged(corpus):
     )
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other_and_sigterm_saves(staged, tmp_path, monkeypatch, capsys):
     """Told to stop in step 4, of the second stage: saved there and then, and gone on from there with both players."""
     write = loop.MetricsWriter.write
