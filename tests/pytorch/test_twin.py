@@ -414,7 +414,7 @@ def test_weights_that_do_not_fit_are_named(directory, tiny):
         ({key: value for key, value in state.items() if key != name}, f"no tensor {name}"),
         ({**state, name: state[name][:, 1:].contiguous()}, rf"{name} has the shape \[16, 63\].*\[16, 64\]"),
         ({**state, "more": torch.zeros(1)}, "a tensor more"),
-        ({**state, name: state[name].int()}, f"{name} of .* is I32"),
+        ({**state, name: state[name].int()}, f"{name} is torch.int32"),
     ):
         safetensors.torch.save_file(changed, directory / "model.safetensors")
         with pytest.raises(ValueError, match=match):
