@@ -19,7 +19,7 @@ _FLOW_KEY = re.compile(r"\s*([\w.-]+)\s*:\s")
 
 def parse(text: str) -> Any:
     """A document as plain data. ValueError: it is not of the kind described above."""
-    lines = []
+    lines: list[tuple[int, str]] = []
     for line in text.splitlines():
         match = _CONTENT.fullmatch(line)
         if match is None or "\t" in line:

@@ -4,7 +4,7 @@ Features are a grid [batch, row, column, channel]. Losses are (commitment, codeb
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,7 @@ class ProductVQ(nn.Module):
         super().__init__()
         self.config, self.rows = config, config.rows(config.scale(stream))
         sizes, dim = group_sizes(config, stream), config.codebook_dims[stream]
-        self.vqs = nn.ModuleList(Codebook(config.codebook_size, dim, config.l2norm) for _ in sizes)
+        self.vqs: Any = nn.ModuleList(Codebook(config.codebook_size, dim, config.l2norm) for _ in sizes)
         self.down_projs = nn.ModuleList(nn.Linear(size, dim, bias=False) for size in sizes)
         self.up_projs = nn.ModuleList(nn.Linear(dim, size, bias=False) for size in sizes)
 
@@ -83,7 +83,7 @@ class ResidualGroup(nn.Module):
         self.proj_down = nn.Identity() if size == dim else nn.Linear(size, dim, bias=False)
         self.proj_up = nn.Identity() if size == dim else nn.Linear(dim, size, bias=False)
         books = (Codebook(config.codebook_size, dim, config.l2norm) for _ in range(config.num_streams))
-        self.vqs = nn.ModuleList(books)
+        self.vqs: Any = nn.ModuleList(books)
 
     def forward(self, chunk: Tensor, streams: int, train: bool, quantise: bool) -> tuple[Tensor, Tensor, Tensor]:
         """[batch, frame, size] to the same dequantised, codes [batch, stream, frame], losses of kept streams."""
@@ -111,7 +111,7 @@ class ProductResidualVQ(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config, self.rows = config, config.rows(config.scale(0))
-        self.vqs = nn.ModuleList(ResidualGroup(config, size) for size in group_sizes(config, 0))
+        self.vqs: Any = nn.ModuleList(ResidualGroup(config, size) for size in group_sizes(config, 0))
 
     def forward(self, x: Tensor, streams: int, train: bool = False, quantise: bool = True) -> Quantised:
         """streams: how many are kept; codes are of all. train, quantise: as of ProductVQ."""
