@@ -124,6 +124,15 @@ def twin_of(name):
     return twin.eval()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETS)
+def test_every_module_of_jax_has_its_activation(golden, name):
+    """What docs/parity.md tabulates."""
+    found = esc_boundaries.twin_errors(golden.path(f"esc/{name}"))
+    assert len(found) > 70
+    assert max(found.values()) < TOLERANCE, max(found, key=found.get)
+
+
 def some_slow(*names):
     """All four ablations: compiling transformers takes long."""
     return [pytest.param(name, marks=pytest.mark.slow) if name in names else name for name in tiny_esc.ABLATIONS]
