@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from codec_jax import convert, experiment, model_card, storage
+from codec_jax.convert import configs
 from codec_jax.errors import UserError
 from codec_jax.sources import Model
 
@@ -40,7 +41,7 @@ def to_torch(model: Model, destination: epath.PathLike, target: str = "upstream"
         return
     with staged(destination, force) as directory:
         storage.write_tensors(directory / storage.WEIGHTS, tensors, metadata)
-        storage.write_json(directory / family.CONFIG_FILE, config)
+        configs.write(directory / family.CONFIG_FILE, config)
         (directory / CARD).write_text(model_card.text(model, count_parameters(model), target))
 
 

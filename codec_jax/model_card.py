@@ -1,28 +1,14 @@
 """The README.md of an exported model: what it is, at which rates, and how to load it."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import codec_jax
-from codec_jax import experiment, models
-from codec_jax.quantizers import residual_fsq
+from codec_jax import convert, experiment, models
+from codec_jax.models.protocol import Rate
 
 if TYPE_CHECKING:
     from codec_jax.sources import Model
-
-_UPSTREAM = """
-With stable-audio-tools:
-
-```python
-import json
-from safetensors.torch import load_file
-from stable_audio_tools.models import create_model_from_config
-
-model = create_model_from_config(json.load(open("model_config.json")))
-model.load_state_dict(load_file("model.safetensors"), strict=True)
-```
-
-Upstream honours the attention window only where flash-attention is installed, and otherwise attends to everything.
-"""
 
 
 def text(model: "Model", parameters: int, target: str) -> str:
@@ -52,9 +38,9 @@ tags: [audio, speech, neural-codec, {model.family}]
 
 ## Rates
 
-| bottleneck | codebooks | bit/s |
+| rate | codebooks | bit/s |
 |---|---|---|
-{_rates(model, frame_rate)}
+{_rates(model)}
 
 ## Loading
 
@@ -77,7 +63,7 @@ codec = codec_jax.load("path/to/this/directory")
 tokens = codec.encode(audio, sample_rate=44_100)
 audio = codec.decode(tokens)
 ```
-{_UPSTREAM if target == "upstream" else _TWIN_ONLY}"""
+{convert.FAMILIES[model.family].LOADING if target == "upstream" else _TWIN_ONLY}"""
 
 
 _TWIN_ONLY = """
@@ -85,15 +71,27 @@ Upstream's own code cannot express this model; codec_jax can.
 """
 
 
-def _rates(model: "Model", frame_rate: float) -> str:
-    """A row for every bottleneck that this model can run with."""
-    family = models.FAMILIES[model.family]
-    rows = []
-    for name in ("train", *residual_fsq.PRESETS):
-        try:
-            sizes = family.codebook_sizes(model.config, family.rate(model.config, name, None))
-        except codec_jax.UserError:  # a preset for another number of latent dimensions
-            continue
-        bits = sum((size - 1).bit_length() for size in sizes)
-        rows.append(f"| `{name}` | {' x '.join(map(str, sizes))} | {frame_rate * bits:g} |")
-    return "\n".join(rows)
+def bitrate(family: str, config: Any, rate: Rate) -> float:
+    """Nominal bits per second."""
+    geometry = models.FAMILIES[family].geometry(config)
+    sizes = models.FAMILIES[family].codebook_sizes(config, rate)
+    return geometry.sample_rate / geometry.hop_length * sum((size - 1).bit_length() for size in sizes)
+
+
+def codebooks(sizes: Sequence[int]) -> str:
+    """Sizes of codebooks in few words: many are counted."""
+    if len(sizes) > _MANY and len(set(sizes)) == 1:
+        return f"{len(sizes)} of {sizes[0]}"
+    return " x ".join(map(str, sizes))
+
+
+_MANY = 2
+
+
+def _rates(model: "Model") -> str:
+    """A row for every named rate of this model."""
+    family, config = models.FAMILIES[model.family], model.config
+    return "\n".join(
+        f"| `{name}` | {codebooks(family.codebook_sizes(config, rate))} | {bitrate(model.family, config, rate):g} |"
+        for name, rate in family.rates(config).items()
+    )

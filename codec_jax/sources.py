@@ -39,8 +39,8 @@ def load(source: epath.PathLike, weights: str = "ema") -> Codec:
     """Opens a codec.
 
     source: a directory written by `Codec.save` or `codec-jax convert`, a run directory of train.py (its newest complete
-    checkpoint), an upstream directory (model_config.json and weights), a training checkpoint beside its
-    model_config.json, or the id of any of these on the Hugging Face hub ("org/name"; needs the extra `hub`).
+    checkpoint), an upstream directory (model_config.json or config.yaml, and weights), a training checkpoint beside
+    its config, or the id of any of these on the Hugging Face hub ("org/name"; needs the extra `hub`).
     weights: of a run or training checkpoint, "ema" where present, or "raw".
 
     Raises UserError, one sentence, for anything else.

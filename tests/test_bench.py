@@ -36,3 +36,13 @@ def test_both_sides_are_one_codec():
     audio = bench._noise(1, 800)
     ours = jax.jit(taae.analyse, static_argnums=0)(tiny.CONFIG, nn.unbox(variables), audio[:, :, None])
     np.testing.assert_allclose(ours, twin.latents(torch.from_numpy(audio)).detach().numpy(), atol=1e-5)
+
+
+def test_the_twin_of_an_esc_codes_and_learns():
+    from tests import tiny_esc
+
+    twin = bench._twin("esc", tiny_esc.CONFIG, tiny_esc.variables())
+    audio = bench._noise(2, 992)
+    bench._torch_backward(twin, audio)()
+    assert twin.encoder.patch_embed.proj.weight.grad.abs().max() > 0
+    assert twin.decode(twin.encode(torch.from_numpy(audio))).shape == (2, 1, 992)

@@ -218,7 +218,7 @@ def test_other_wrong_sources(tmp_path, capsys):
     fails(capsys, "convert", tmp_path / "empty", tmp_path / "x", "--to", "jax", says="is no model")
     (tmp_path / "esc").mkdir()
     (tmp_path / "esc" / "config.yaml").write_text("model: x")
-    fails(capsys, "convert", tmp_path / "esc", tmp_path / "x", "--to", "jax", says="is no model")
+    fails(capsys, "convert", tmp_path / "esc", tmp_path / "x", "--to", "jax", says="no model.safetensors")
     fails(capsys, "convert", tmp_path / "nowhere", tmp_path / "x", "--to", "jax", says="there is no")
     (tmp_path / "empty" / "model_config.json").write_text("{}")
     fails(capsys, "convert", tmp_path / "empty", tmp_path / "x", "--to", "jax", says="no model.safetensors")

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from codec_jax import cli
+from tests import tiny_esc
 from tests.test_convert import hub, training_checkpoint  # noqa: F401
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "converting.md"
@@ -30,6 +31,10 @@ def test_converting_md(run, hub, upstream_directory, recipe, tmp_path, monkeypat
     cache = tmp_path / "hub"
     (cache / "models--someone--speech-codec").rename(cache / "models--stabilityai--stable-codec-speech-16k")
     shutil.copytree(run, "runs/nano")
+    esc = tiny_esc.write_upstream(pathlib.Path("esc"), *tiny_esc.upstream())
+    for name, copied in (("model.pth", "checkpoints/best.pth"), ("config.yaml", "configs/9kbps_esc_base.yaml")):
+        pathlib.Path(copied).parent.mkdir()
+        shutil.copy(esc / name, copied)
     soundfile.write("talk.wav", 0.1 * np.random.default_rng(0).standard_normal(20_000), 16_000)
     ran = 0
     for language, text in blocks():
@@ -42,7 +47,7 @@ def test_converting_md(run, hub, upstream_directory, recipe, tmp_path, monkeypat
             else:
                 subprocess.run([program, *arguments], check=True)
             ran += 1
-    assert ran >= 12
+    assert ran >= 19
     assert pathlib.Path("talk.cjx").exists()
 
 

@@ -160,11 +160,13 @@ def _measure(codec, source: pathlib.Path, decoded, file_bytes: int, bitrate: flo
 
 
 def _describe_tokens(encoded, file_bytes: int) -> dict[str, object]:
+    from codec_jax import model_card
+
     seconds = float(sum(encoded.lengths)) / encoded.sample_rate
     return {
         "family": encoded.family,
         "bottleneck": encoded.rate.name,
-        "codebooks": " x ".join(map(str, encoded.codebook_sizes)),
+        "codebooks": model_card.codebooks(encoded.codebook_sizes),
         "clips": len(encoded.lengths),
         "seconds": f"{seconds:.3f} at {encoded.sample_rate} Hz",
         "frames": f"{int(sum(encoded.frames))} at {encoded.frame_rate:g} Hz",
@@ -174,20 +176,19 @@ def _describe_tokens(encoded, file_bytes: int) -> dict[str, object]:
 
 
 def _describe_codec(family: str, config, count: int | None) -> dict[str, object]:
-    from codec_jax import models
+    from codec_jax import model_card, models
 
     model = models.FAMILIES[family]
     geometry = model.geometry(config)
-    rate = model.rate(config, None, None)
     frame_rate = geometry.sample_rate / geometry.hop_length
-    bits = sum((size - 1).bit_length() for size in model.codebook_sizes(config, rate))
+    rates = [f"{model_card.bitrate(family, config, rate):g} ({name})" for name, rate in model.rates(config).items()]
     field = geometry.receptive_field
     return {
         "family": family,
         "parameters": f"{_count(_abstract_params(model, config)) if count is None else count:,}",
         "sample rate": f"{geometry.sample_rate} Hz, {geometry.channels} channel{'s' * (geometry.channels > 1)}",
         "frames": f"{frame_rate:g} Hz, {geometry.hop_length} samples each",
-        "bit rate": f"{frame_rate * bits:g} bit/s with the training bottleneck",
+        "bit/s": ", ".join(rates),
         "reach": "unbounded"
         if field is None
         else f"{field[0] / frame_rate:.2f} s back, {field[1] / frame_rate:.2f} s ahead",

@@ -32,8 +32,8 @@ def add_verbs(verbs) -> None:
     p.add_argument(
         "source",
         metavar="SRC",
-        help="upstream directory (model_config.json + model.safetensors or .ckpt), training checkpoint, weights file, "
-        "saved codec, run directory, or hub id",
+        help="upstream directory (model_config.json of a TAAE or config.yaml of an ESC, with model.safetensors, .ckpt "
+        "or .pth), training checkpoint, weights file, saved codec, run directory, or hub id",
     )
     p.add_argument(
         "destination", metavar="DST", help="a directory to make; with --to torch also weights alone, DST.safetensors"
@@ -43,7 +43,9 @@ def add_verbs(verbs) -> None:
         "--weights", choices=("ema", "raw"), default="ema", help="of a run or training checkpoint (ema where present)"
     )
     p.add_argument("--step", type=int, metavar="N", help="of a run (default: its newest complete checkpoint)")
-    p.add_argument("--model-config", metavar="FILE", help="upstream's model_config.json, beside a bare weights file")
+    p.add_argument(
+        "--model-config", metavar="FILE", help="upstream's model_config.json or config.yaml of a bare weights file"
+    )
     p.add_argument(
         "--target",
         choices=("upstream", "twin"),

@@ -20,7 +20,28 @@ from codec_jax.quantizers.vq import group_sizes
 from codec_jax.storage import Extras
 
 CONFIG_FILE = "config.yaml"
-_WINDOW_TOLERANCE = 1e-6
+PREFIXES = ()
+LOADING = """
+With upstream's own code, on the model it makes of `config.yaml`:
+
+```python
+from safetensors.torch import load_file
+
+model.load_state_dict(load_file("model.safetensors"), strict=True)
+```
+
+Its scripts look for a `model.pth`:
+
+```python
+import torch
+
+torch.save({"model_state_dict": load_file("model.safetensors")}, "model.pth")
+```
+
+Upstream pads nothing: of other lengths than 80 * (4k - 1) samples (of the published configs) it codes less than it was
+given, or stops. Call `model.eval()` before coding.
+"""
+_WINDOW_TOLERANCE, _HALVED_TOLERANCE = 1e-6, 4e-3
 
 
 def from_torch(tensors: Tensors, config: Mapping[str, Any]) -> tuple[Config, Variables, Extras]:
@@ -44,17 +65,19 @@ def from_torch_lazily(tensors: Tensors, config: Mapping[str, Any]) -> tuple[Conf
     brought = {name: np.asarray(tensors[name]) for name in known if name in tensors}
     for name, array in brought.items():
         _check_buffer(name, array, known[name])
-    return cfg, variables, Extras(brought, {"config": config})
+    # A halved window is worth less than one computed anew; the unused norm is upcast as weights are.
+    halved = {name for name, array in brought.items() if name.endswith("window") and array.dtype != np.float32}
+    kept = {name: _upcast(array) for name, array in brought.items() if name not in halved}
+    return cfg, variables, Extras(kept, {"config": config})
 
 
 def to_torch(cfg: Config, variables: Variables, extras: Extras, target: str = "upstream") -> tuple[dict, dict]:
     """Upstream's config and state_dict (arrays, computed when asked for), buffers included.
 
-    Raises UserError, one sentence, for a config or target that upstream has no words for.
+    target: "upstream", or "twin" for what only codec_jax.pytorch can load. Raises UserError, one sentence, for a config
+    that the target cannot express.
     """
-    if target != "upstream":
-        raise UserError(f'an ESC goes to upstream alone, not to "{target}".')
-    config = esc_config.write(cfg, extras.upstream.get("config", {}))
+    config = esc_config.write(cfg, extras.upstream.get("config", {}), target)
     tensors: dict[str, Any] = dict(tensors_from_params(leaves(cfg), variables["params"]))
     tensors |= tensors_from_params(statistics(cfg), variables.get("batch_stats", {}))
     tensors |= {name: extras.tensors.get(name, array) for name, array in buffers(cfg)}
@@ -63,12 +86,13 @@ def to_torch(cfg: Config, variables: Variables, extras: Extras, target: str = "u
 
 def notes(cfg: Config, extras: Extras) -> Iterator[str]:
     """Sentences for whoever converts: where the tensors are not what their config says."""
-    said = esc_config.codebook_dims(extras.upstream["config"]) if "config" in extras.upstream else ()
-    if said and said != cfg.bottleneck.codebook_dims:
-        yield (
-            f"config.yaml says codebook dimensions {list(said)}, but the checkpoint has "
-            f"{list(cfg.bottleneck.codebook_dims)}, which are taken."
-        )
+    if "config" not in extras.upstream:
+        return
+    said, dims = esc_config.codebook_dims(extras.upstream["config"]), list(cfg.bottleneck.codebook_dims)
+    if said[: len(dims)] != dims:
+        yield f"config.yaml says codebook dimensions {said}, but the checkpoint has {dims}, which are taken."
+    if esc_config.misspelt(extras.upstream["config"]):
+        yield "config.yaml misspells codebook_dim and codebook_dims, over which upstream fails: exports spell it right."
 
 
 def buffers(cfg: Config) -> Iterator[tuple[str, np.ndarray]]:
@@ -92,10 +116,16 @@ def _check_buffer(name: str, found: np.ndarray, expected: np.ndarray) -> None:
     """Raises UserError where a buffer holds what this model would not compute with."""
     if found.shape != expected.shape:
         raise UserError(f"{name} has shape {found.shape} in the checkpoint, but its config implies {expected.shape}.")
-    if name.endswith("window") and np.abs(found.astype(np.float32) - expected).max() > _WINDOW_TOLERANCE:
+    tolerance = _WINDOW_TOLERANCE if found.dtype.itemsize >= 4 else _HALVED_TOLERANCE
+    if name.endswith("window") and np.abs(found.astype(np.float32) - expected).max() > tolerance:
         raise UserError(f"{name} holds another window than Hann's, which is what this model computes with.")
     if name.endswith("position_index") and not np.array_equal(found, expected):
         raise UserError(f"{name} orders relative positions in another way than this model.")
+
+
+def _upcast(array: np.ndarray) -> np.ndarray:
+    """Floats as float32, integers as they came."""
+    return array if array.dtype.kind in "iu" else array.astype(np.float32, copy=False)
 
 
 # ---- the table ---------------------------------------------------------------------------------

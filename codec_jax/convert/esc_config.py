@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from codec_jax import experiment
 from codec_jax.convert.layout import Tensors
 from codec_jax.errors import UserError
 from codec_jax.models.esc_config import Config, ESCConfig, VQConfig
@@ -29,28 +30,25 @@ def read(config: Mapping[str, Any], tensors: Tensors) -> Config:
     """
     codebooks = _codebooks(tensors)
     cfg = _parse(config, codebooks)
-    cfg.validate()
     if codebooks:
-        sizes = {size for size, _ in codebooks}
-        if sizes != {cfg.bottleneck.codebook_size}:
-            raise UserError(
-                f"config.yaml says codebook_size {cfg.bottleneck.codebook_size}, but the tensors have {sorted(sizes)}."
-            )
-        if len(codebooks) != cfg.bottleneck.num_streams:
-            raise UserError(
-                f"config.yaml implies {cfg.bottleneck.num_streams} streams, but the tensors have {len(codebooks)}."
-            )
-    return cfg
+        _check_codebooks(codebooks, cfg.bottleneck)
+    typed: Config = experiment.codec_from_dict({"family": "esc", **experiment.to_dict(cfg)})[1]
+    return typed
 
 
-def write(cfg: Config, brought: Mapping[str, Any]) -> dict[str, Any]:
+def write(cfg: Config, brought: Mapping[str, Any], target: str) -> dict[str, Any]:
     """Ours to upstream's. brought: the config of an import, whose other fields are kept.
 
-    Raises UserError for what upstream cannot express.
+    target: "upstream" or "twin". Raises UserError for what the target cannot express.
     """
-    if brought and _same(brought, cfg):
+    if brought and _same(brought, cfg) and not misspelt(brought):
         return copy.deepcopy(dict(brought))
     model, vq = cfg.model, cfg.bottleneck
+    if target == "upstream" and vq.overlap == 1:
+        raise UserError(
+            "upstream's encode and decode fail at bottleneck.overlap 1: export with --target twin for "
+            "codec_jax.pytorch."
+        )
     transformer = model.backbone == "transformer"
     fields: dict[str, Any] = {"backbone": model.backbone, "in_dim": 2, "max_streams": model.scales}
     fields |= {
@@ -74,11 +72,19 @@ def write(cfg: Config, brought: Mapping[str, Any]) -> dict[str, Any]:
     return {**out, "model_name": f"{vq.quantiser}+{name}", "model": {**theirs, **fields}}
 
 
-def codebook_dims(config: Mapping[str, Any]) -> tuple[int, ...]:
+def codebook_dims(config: Mapping[str, Any]) -> list[int]:
     """As the config says them, which need not be so: a list under the wrong name in published ablations."""
     model = config["model"]
-    dims = model.get("codebook_dims", model.get("codebook_dim", ()))
-    return tuple(dims) if isinstance(dims, list) else (dims,)
+    dims = model.get("codebook_dims", model.get("codebook_dim", []))
+    return dims if isinstance(dims, list) else [dims]
+
+
+def misspelt(config: Mapping[str, Any]) -> bool:
+    """Whether upstream fails over it: csvq needs a list codebook_dims, rvq a number codebook_dim."""
+    model = config["model"]
+    if config["model_name"].startswith("csvq"):
+        return not isinstance(model.get("codebook_dims"), list)
+    return not isinstance(model.get("codebook_dim"), int)
 
 
 def _parse(config: Mapping[str, Any], codebooks: list[tuple[int, int]]) -> Config:
@@ -92,7 +98,7 @@ def _parse(config: Mapping[str, Any], codebooks: list[tuple[int, int]]) -> Confi
             )
         _check_fixed(model, _BACKBONES[name])
         streams = model["max_streams"] if quantiser == "csvq" else model["num_rvqs"]
-        dims = tuple(dim for _, dim in codebooks) or codebook_dims(config)
+        dims = tuple(dim for _, dim in codebooks) or tuple(codebook_dims(config))
         extra: dict[str, Any] = {} if name == "swinT" else {"num_heads": ()}
         own = _MODEL | (_SWIN if name == "swinT" else {k: v for k, v in _CONV.items() if v in model})
         return Config(
@@ -127,13 +133,29 @@ def _check_fixed(model: Mapping[str, Any], backbone: str) -> None:
 
 
 def _codebooks(tensors: Tensors) -> list[tuple[int, int]]:
-    """Shape of every stream's first codebook."""
-    found = {}
+    """(words, dimensions) of every stream's first codebook. Raises UserError where one is missing in between."""
+    found, pattern = {}, ""
     for name in tensors:
         if match := _CODEBOOK.fullmatch(name):
+            if len(tensors[name].shape) != 2:
+                raise UserError(f"{name} has shape {tuple(tensors[name].shape)}, and a codebook is a matrix.")
             words, dim = tensors[name].shape
-            found[int(match[1] or match[2] or 0)] = int(words), int(dim)
+            stream = match[1] or match[2]
+            found[int(stream)] = int(words), int(dim)
+            pattern = "quantizers.{}.vqs.0.embedding.weight" if match[1] else "quantizers.vqs.0.vqs.{}.embedding.weight"
+    for stream in range(len(found)):
+        if stream not in found:
+            raise UserError(f"the checkpoint has no tensor {pattern.format(stream)}, but one of stream {max(found)}.")
     return [found[stream] for stream in sorted(found)]
+
+
+def _check_codebooks(codebooks: list[tuple[int, int]], vq: VQConfig) -> None:
+    """Raises UserError where the tensors have other streams or codebooks than the config, naming both."""
+    if len(codebooks) != vq.num_streams:
+        raise UserError(f"config.yaml implies {vq.num_streams} streams, but the tensors have {len(codebooks)}.")
+    sizes = sorted({size for size, _ in codebooks})
+    if sizes != [vq.codebook_size]:
+        raise UserError(f"config.yaml says codebook_size {vq.codebook_size}, but the tensors have {sizes}.")
 
 
 def _same(brought: Mapping[str, Any], cfg: Config) -> bool:

@@ -17,6 +17,21 @@ from codec_jax.ops.rope import inverse_frequencies
 from codec_jax.storage import Extras
 
 CONFIG_FILE = "model_config.json"
+PREFIXES = (("autoencoder_ema.ema_model.", "ema"), ("autoencoder.", "raw"))
+LOADING = """
+With stable-audio-tools:
+
+```python
+import json
+from safetensors.torch import load_file
+from stable_audio_tools.models import create_model_from_config
+
+model = create_model_from_config(json.load(open("model_config.json")))
+model.load_state_dict(load_file("model.safetensors"), strict=True)
+```
+
+Upstream honours the attention window only where flash-attention is installed, and otherwise attends to everything.
+"""
 
 
 def from_torch(tensors: Tensors, config: Mapping[str, Any]) -> tuple[Config, Variables, Extras]:

@@ -7,12 +7,11 @@ import numpy as np
 from etils import epath
 
 from codec_jax import storage
-from codec_jax.convert import FAMILIES, pickles
+from codec_jax.convert import FAMILIES, configs, pickles
 from codec_jax.errors import UserError
 
 _SAFETENSORS, _PICKLES = (".safetensors",), (".ckpt", ".pth", ".pt", ".bin")
 _STATE_DICTS = ("state_dict", "model_state_dict")
-_EMA, _RAW = "autoencoder_ema.ema_model.", "autoencoder."
 
 
 class Source(NamedTuple):
@@ -40,8 +39,13 @@ def open_source(source: epath.PathLike, weights: str = "ema", model_config: epat
     directory = source if source.is_dir() else source.parent
     family, config_path = _find_config(source, directory, model_config)
     weights_path = _find_weights(source) if source.is_dir() else source
-    tensors, metadata, kind = _read_weights(weights_path, weights)
-    return Source(family, storage.read_json(config_path), tensors, metadata, kind)
+    tensors, metadata = _read_weights(weights_path)
+    config = configs.read(config_path)
+    for prefix, kind in FAMILIES[family].PREFIXES:
+        chosen = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+        if chosen and (kind == "raw" or weights == "ema"):
+            return Source(family, config, chosen, {}, kind)
+    return Source(family, config, tensors, metadata, None)
 
 
 def is_upstream(path: epath.Path) -> bool:
@@ -56,7 +60,7 @@ def _find_config(source: epath.Path, directory: epath.Path, given: epath.PathLik
         path = epath.Path(given)
         if not path.is_file():
             raise UserError(f"there is no model config {path}.")
-        return next(iter(FAMILIES)), path
+        return _family_of(path), path
     for family, module in FAMILIES.items():
         if (directory / module.CONFIG_FILE).exists():
             return family, directory / module.CONFIG_FILE
@@ -64,6 +68,16 @@ def _find_config(source: epath.Path, directory: epath.Path, given: epath.PathLik
     if source.is_dir():
         raise UserError(f"{source} is no upstream checkpoint of {' or '.join(FAMILIES)}: it has no {names}.")
     raise UserError(f"there is no {names} beside {source}: give one with --model-config.")
+
+
+def _family_of(config: epath.Path) -> str:
+    """The family whose configs are files of this kind."""
+    for kind in (configs.JSON, configs.YAML):
+        for family, module in FAMILIES.items():
+            if config.suffix in kind and epath.Path(module.CONFIG_FILE).suffix in kind:
+                return family
+    known = " or ".join(f"{module.CONFIG_FILE} of a {family}" for family, module in FAMILIES.items())
+    raise UserError(f"{config} is no model config: give a {known}.")
 
 
 def _find_weights(directory: epath.Path) -> epath.Path:
@@ -80,19 +94,12 @@ def _find_weights(directory: epath.Path) -> epath.Path:
     raise UserError(f"{directory} has {what}.")
 
 
-def _read_weights(path: epath.Path, weights: str) -> tuple[dict[str, np.ndarray], dict[str, str], str | None]:
-    metadata: dict[str, str] = {}
+def _read_weights(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     if path.suffix in _SAFETENSORS:
-        tensors, metadata = storage.read_tensors(path)
-    elif path.suffix in _PICKLES:
-        tensors = _state_dict(pickles.read(path), path)
-    else:
-        raise UserError(f"{path} is no weights file: known are {', '.join(_SAFETENSORS + _PICKLES)}.")
-    for prefix, kind in ((_EMA, "ema"), (_RAW, "raw")):
-        chosen = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
-        if chosen and (kind == "raw" or weights == "ema"):
-            return chosen, {}, kind
-    return tensors, metadata, None
+        return storage.read_tensors(path)
+    if path.suffix in _PICKLES:
+        return _state_dict(pickles.read(path), path), {}
+    raise UserError(f"{path} is no weights file: known are {', '.join(_SAFETENSORS + _PICKLES)}.")
 
 
 def _state_dict(content: Any, path: epath.Path) -> dict[str, np.ndarray]:

@@ -77,6 +77,11 @@ def rate(cfg: Config, bottleneck=None, num_streams: int | None = None) -> Rate:
     return Rate(f"{streams}streams", (streams,))
 
 
+def rates(cfg: Config) -> dict[str, Rate]:
+    """Every rate of this model, by what to ask for."""
+    return {f"num_streams={n}": rate(cfg, None, n) for n in range(1, cfg.bottleneck.num_streams + 1)}
+
+
 def codebook_sizes(cfg: Config, rate: Rate) -> tuple[int, ...]:
     """One codebook per stream and group, stream by stream."""
     return (cfg.bottleneck.codebook_size,) * (rate.stages[0] * cfg.bottleneck.num_groups)

@@ -125,6 +125,12 @@ def rate(cfg: Config, bottleneck=None, num_streams: int | None = None) -> Rate:
     return Rate(bottleneck if isinstance(bottleneck, str) else "custom", stages)
 
 
+def rates(cfg: Config) -> dict[str, Rate]:
+    """Every named rate of this model: that of its training, and the presets for as many latent dimensions."""
+    fitting = [name for name, stages in residual_fsq.PRESETS.items() if len(stages[0][0]) == cfg.model.latent_dim]
+    return {name: rate(cfg, name) for name in ("train", *fitting)}
+
+
 def codebook_sizes(cfg: Config, rate: Rate) -> tuple[int, ...]:
     """One codebook per stage: the product of its levels."""
     return tuple(math.prod(levels) for levels, _ in rate.stages)

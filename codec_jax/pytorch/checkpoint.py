@@ -1,4 +1,4 @@
-"""Upstream's model directories into a TAAE; the safetensors format is read by hand."""
+"""Upstream's model directories into a TAAE or an ESC; the safetensors format is read by hand."""
 
 import json
 import math
@@ -12,33 +12,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import plain_yaml
+from .esc import ESC
 from .taae import TAAE
 
-CONFIG = "model_config.json"
 SAFETENSORS = "model.safetensors"
-CHECKPOINT = "model.ckpt"
+CHECKPOINTS = ("model.ckpt", "model.pth")
+_STATE_DICTS = ("state_dict", "model_state_dict")
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_DTYPES |= {"I32": torch.int32, "I64": torch.int64}
 
 
-def load(directory: str | os.PathLike[str]) -> TAAE:
-    """Opens upstream's `model_config.json` with `model.safetensors` or `model.ckpt`: a float32 TAAE in eval mode.
+def load(directory: str | os.PathLike[str]) -> TAAE | ESC:
+    """Opens upstream's config with `model.safetensors`, `model.ckpt` or `model.pth`: a float32 codec in eval mode.
 
-    Float32 weights of a safetensors file are mapped, not read: they share memory with other processes until written to.
+    `model_config.json` makes it a TAAE, `config.yaml` an ESC. Float32 weights of a safetensors file are mapped, not
+    read: they share memory with other processes until written to.
 
     FileNotFoundError: one of the files is missing. ValueError: it is broken, or weights and config do not fit.
     """
     directory = pathlib.Path(directory)
-    config = _read_config(directory / CONFIG)
+    family, config = _read_config(directory)
     tensors = _read_weights(directory)
     with torch.device("meta"):  # shapes alone: no memory, no initialisation
-        model = TAAE(config, dim_heads=_head_dim(tensors))
-    _check_fit(model.state_dict(), tensors)
+        model = family(config, **family.sizes(tensors))
+    tensors = _fitted(model.state_dict(), tensors)
     model.load_state_dict(tensors, strict=True, assign=True)
     return model.eval()
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, as float32. ValueError: no such format, or another dtype than a float.
+    """Every tensor of a safetensors file, floats as float32. ValueError: no such format, or a dtype of no weights.
 
     The file is 8 bytes of little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, and data.
     """
@@ -68,40 +72,68 @@ def _tensor(data: Tensor, entry: Mapping[str, Any], who: str) -> Tensor:
     found = data[begin:end]
     if found.storage_offset() % dtype.itemsize:
         found = found.clone()  # bytes must be aligned to be viewed as another dtype
-    return found.view(dtype).view(shape).float()
+    return _float(found.view(dtype).view(shape))
 
 
-def _read_config(path: pathlib.Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path.parent} has no {path.name}.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise ValueError(f"{path} is no JSON.") from None
+def _float(tensor: Tensor) -> Tensor:
+    """Floats as float32; integers, of buffers, as they are."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _read_config(directory: pathlib.Path) -> tuple[type[TAAE] | type[ESC], Any]:
+    """The family and its parsed config."""
+    known = ((TAAE, "model_config.json", "JSON", json.loads), (ESC, "config.yaml", "plain YAML", plain_yaml.parse))
+    for family, name, kind, parse in known:
+        path = directory / name
+        if path.is_file():
+            try:
+                return family, parse(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is no {kind}: {error}") from None
+    raise FileNotFoundError(f"{directory} has no model_config.json or config.yaml.")
 
 
 def _read_weights(directory: pathlib.Path) -> dict[str, Tensor]:
     if (directory / SAFETENSORS).is_file():
         return read_safetensors(directory / SAFETENSORS)
-    path = directory / CHECKPOINT
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} has neither {SAFETENSORS} nor {CHECKPOINT}.")
+    path = next((directory / name for name in CHECKPOINTS if (directory / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(f"{directory} has neither {SAFETENSORS} nor {' nor '.join(CHECKPOINTS)}.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is no checkpoint of plain tensors.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise ValueError(f"{path} holds no state_dict.")
-    return {name: tensor.float() for name, tensor in checkpoint["state_dict"].items()}
+    for name in _STATE_DICTS:
+        if isinstance(checkpoint, dict) and name in checkpoint:
+            return {key: _float(tensor) for key, tensor in checkpoint[name].items()}
+    raise ValueError(f"{path} holds no {' or '.join(_STATE_DICTS)}.")
 
 
-def _head_dim(tensors: Mapping[str, Tensor]) -> int | None:
-    """Upstream's configs do not name the head dim: its query norms have that length, less in narrower stages."""
-    lengths = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith("self_attn.q_norm.weight")]
-    return max(lengths, default=None)
+class _Dtype:
+    """Stands for numpy.dtype."""
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
 
 
-def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def _scalar(*_: Any) -> None:
+    """Stands for a NumPy scalar."""
+
+
+# ESC's training checkpoints hold a score beside the weights, as a NumPy scalar. It is read as nothing, without NumPy.
+_NUMPY_SCALARS: list[Any] = [
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+    (_Dtype, "numpy.dtype"),
+]
+
+
+def _fitted(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`found`, integers of the wanted kind. ValueError naming the first tensor that is not what the config implies."""
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             raise ValueError(f"the weights have no tensor {name}, which the config implies.")
@@ -110,3 +142,6 @@ def _check_fit(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Non
         if wanted[name].shape != found[name].shape:
             shapes = f"{list(found[name].shape)}, but the config implies {list(wanted[name].shape)}"
             raise ValueError(f"{name} has the shape {shapes}.")
+        if wanted[name].is_floating_point() != found[name].is_floating_point():
+            raise ValueError(f"{name} is {found[name].dtype}, but the config implies {wanted[name].dtype}.")
+    return {name: tensor.to(wanted[name].dtype) for name, tensor in found.items()}

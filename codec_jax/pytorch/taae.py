@@ -33,6 +33,15 @@ class TAAE(nn.Module):
         self.encoder = Encoder(self.config.encoder, patch)
         self.decoder = Decoder(self.config.decoder, patch)
 
+    @staticmethod
+    def sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What a state_dict knows and its config does not name, as keyword arguments.
+
+        Query norms have the length of the head dim, less in narrower stages.
+        """
+        lengths = [tensor.shape[0] for name, tensor in tensors.items() if name.endswith("self_attn.q_norm.weight")]
+        return {"dim_heads": max(lengths, default=None)}
+
     @property
     def sample_rate(self) -> int:
         """Samples per second."""

@@ -55,9 +55,10 @@ def _write_down(workdir: epath.Path, number: int, row: str) -> None:
 
 
 def code_figures(counts: np.ndarray) -> dict[str, float]:
-    """How well the codes are used, from counts [dimension, level], negative where there is no level.
+    """How well the codes are used, from counts [codebook, word], negative where there is no word.
 
-    Entropies are over their maximum, the log of the dimension's number of levels: 1 is uniform, 0 a single level.
+    Of an FSQ, codebooks are its latent dimensions and words their levels. Entropies are over their maximum, the log of
+    the codebook's number of words: 1 is uniform, 0 a single word.
     """
     there = np.asarray(counts) >= 0
     counts, levels = np.where(there, counts, 0).astype(np.float64), there.sum(1)
@@ -77,7 +78,7 @@ def alarms(step: int, figures: dict[str, float]) -> Sequence[str]:
         return []
     found = []
     if figures.get("codes/entropy_min", 1.0) < _COLLAPSED:
-        found.append(f"a latent dimension has collapsed: its codes' entropy is {figures['codes/entropy_min']:.2f} of 1")
+        found.append(f"a codebook has collapsed: the entropy of its codes is {figures['codes/entropy_min']:.2f} of 1")
     if min(figures.get("d_accuracy_real", 0.0), figures.get("d_accuracy_fake", 0.0)) > _ONE_SIDED:
         found.append("the discriminators see through everything: the codec learns little from them")
     return found

@@ -88,8 +88,15 @@ def test_a_fresh_model_gets_upstreams_buffers():
     assert esc_config.read(config, {}) == cfg
     assert len(tensors) == len(set(names(convert.leaves(cfg)))) + len(set(names(convert.statistics(cfg)))) + 4 + 30
     assert convert.from_torch(tensors, config)[0] == cfg
-    with pytest.raises(UserError, match="upstream alone"):
-        convert.to_torch(cfg, zeros(cfg), Extras(), "twin")
+
+
+def test_only_the_twin_codes_without_overlap():
+    cfg = esc.Config(bottleneck=esc.VQConfig(overlap=1))
+    with pytest.raises(UserError, match=r"fail at bottleneck\.overlap 1: export with --target twin"):
+        convert.to_torch(cfg, {}, Extras())
+    assert esc_config.write(cfg, {}, "twin")["model"]["overlap"] == 1
+    brought = esc_config.write(cfg, {}, "twin")
+    assert esc_config.write(cfg, brought, "upstream") == brought
 
 
 def zeros(cfg):
@@ -115,9 +122,24 @@ def test_codeword_dimensions_are_the_checkpoints(checkpoint):
     assert found == cfg
     assert "[32, 16], but the checkpoint has [4, 3]" in next(convert.notes(found, extras))
     assert convert.to_torch(found, variables, extras)[0]["model"]["codebook_dims"] == [4, 3]
+
+
+def test_misspelt_dimensions_are_understood_and_exported_right(checkpoint):
+    """Two of the published ablations give a list codebook_dim, over which upstream fails."""
+    cfg, config, tensors = checkpoint
     misnamed = copy.deepcopy(config)
     misnamed["model"]["codebook_dim"] = misnamed["model"].pop("codebook_dims")
-    assert convert.from_torch(tensors, misnamed)[0] == cfg
+    found, variables, extras = convert.from_torch(tensors, misnamed)
+    assert found == cfg
+    assert list(convert.notes(found, extras)) == [
+        "config.yaml misspells codebook_dim and codebook_dims, over which upstream fails: exports spell it right."
+    ]
+    assert convert.to_torch(found, variables, extras)[0] == config
+    rvq = published("rvq+conv", **CONV, **RVQ)
+    listed = copy.deepcopy(rvq)
+    listed["model"]["codebook_dim"] = [8] * 6
+    assert esc_config.read(listed, {}) == esc_config.read(rvq, {})
+    assert esc_config.write(esc_config.read(listed, {}), listed, "upstream") == rvq
 
 
 @pytest.mark.parametrize(
@@ -132,6 +154,7 @@ def test_codeword_dimensions_are_the_checkpoints(checkpoint):
         ("backbone", "convolution", "backbone convolution"),
         ("win_len", 4, "ft.window has shape"),
         ("win_len", None, "structure"),
+        ("window_size", "4", "must be of type int, not '4'|structure"),  # the latter where types are checked
     ],
 )
 def test_contradicting_configs_are_refused(checkpoint, name, value, says):
@@ -148,6 +171,13 @@ def test_missing_and_left_over_tensors_are_named(checkpoint):
         convert.from_torch(
             {k: v for k, v in tensors.items() if k != "encoder.pre_nn.swint_blocks.0.norm1.weight"}, config
         )
+    codebook = "quantizers.{}.vqs.0.embedding.weight".format
+    with pytest.raises(UserError, match=rf"no tensor {codebook(0)}, but one of stream 1"):
+        convert.from_torch({k: v for k, v in tensors.items() if k != codebook(0)}, config)
+    with pytest.raises(UserError, match="implies 2 streams, but the tensors have 1"):
+        convert.from_torch({k: v for k, v in tensors.items() if k != codebook(1)}, config)
+    with pytest.raises(UserError, match=r"has shape \(64,\), and a codebook is a matrix"):
+        convert.from_torch({**tensors, codebook(0): tensors[codebook(0)].ravel()}, config)
     with pytest.raises(UserError, match="a tensor extra, which its config does not explain"):
         convert.from_torch({**tensors, "extra": np.zeros(1)}, config)
     with pytest.raises(UserError, match=r"has no 'sr'"):

@@ -2,6 +2,9 @@
 
 python -m tests.parity.boundaries golden ../shared/golden/taae/A ../shared/golden/taae/E
 python -m tests.parity.boundaries twin ../shared/golden/taae/A ../shared/golden/taae/E nano-torch
+python -m tests.parity.boundaries golden ../shared/golden/esc/A
+
+Directories with a config.yaml are ESC's (esc_boundaries.py).
 """
 
 import json
@@ -20,6 +23,7 @@ from codec_jax import pytorch
 from codec_jax.convert.taae import from_torch
 from codec_jax.models import taae
 from codec_jax.pytorch.taae import patch
+from tests.parity import esc_boundaries
 
 # Inside a transformer block: upstream's name, ours.
 BLOCK = {
@@ -166,13 +170,17 @@ def _error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def _by_layer(rows: Mapping[str, float]) -> dict[str, float]:
+def layer(name: str) -> str:
+    """What a row of the twin's table gathers."""
+    return re.match(r"\w+(\.layers\.\d+){0,2}(\.\d+)?", name)[0]
+
+
+def _by_layer(rows: Mapping[str, float], layer) -> dict[str, float]:
     """The largest error of a layer and everything inside it."""
     worst: dict[str, float] = {}
     for name, error in rows.items():
-        layer = re.match(r"\w+(\.layers\.\d+){0,2}(\.\d+)?", name)[0]
-        worst[layer] = max(error, worst.get(layer, 0.0))
-    return dict(sorted(worst.items(), key=lambda item: _order(item[0])))
+        worst[layer(name)] = max(error, worst.get(layer(name), 0.0))
+    return worst
 
 
 def _order(name: str) -> tuple:
@@ -180,11 +188,14 @@ def _order(name: str) -> tuple:
 
 
 def main() -> None:
-    measure = {"golden": golden_errors, "twin": twin_errors}[sys.argv[1]]
     for directory in map(pathlib.Path, sys.argv[2:]):
-        rows = measure(directory)
+        family = esc_boundaries if (directory / "config.yaml").exists() else sys.modules[__name__]
+        rows = {"golden": family.golden_errors, "twin": family.twin_errors}[sys.argv[1]](directory)
         print(f"\n### {directory.name}: {len(rows)} boundaries, largest {max(rows.values()):.1e}\n")
-        rows = _by_layer(rows) if sys.argv[1] == "twin" else rows
+        if sys.argv[1] == "twin":
+            rows = _by_layer(rows, family.layer)
+            if family is not esc_boundaries:
+                rows = dict(sorted(rows.items(), key=lambda item: _order(item[0])))
         print("| upstream module | relative error |\n|---|---|")
         for name, error in rows.items():
             print(f"| `{name}` | {error:.1e} |")
