@@ -10,13 +10,19 @@ both, and AdamW turns it into whole steps: the first is measured by the gradient
 out of the trajectory.
 """
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
+from codec_jax import pytorch
 from codec_jax.convert import esc as convert
+from codec_jax.losses import spectral
+from codec_jax.ops.mel import mel_filterbank
 from tests.parity.esc_cases import SMALL, by_upstreams_name, open_case, relative, total_loss
 
 pytestmark = pytest.mark.slow  # a minute of compilation per set
@@ -122,12 +128,31 @@ def test_the_first_two_steps_of_adamw(trajectory):
     compare_steps(trajectory, range(2))
 
 
-@pytest.mark.xfail(strict=True, reason="the losses of steps 3 to 5 are up to 1.6 % (total) and 8.6 % (codebook) off")
+@pytest.mark.xfail(strict=True, reason="PyTorch itself does not return to the recorded steps 3 to 5 within 1e-3")
 def test_five_steps_of_adamw(trajectory):
-    """What is wanted, and not reached. Why is not settled: roundoff moves our own losses there by 0.5 to 1.5 % (codes
-    flip, the loss's slope is 3e6 near zero), which is less than the distance to upstream's.
-    """
+    """What was wanted. Below is why it cannot be had, and what is true instead."""
     compare_steps(trajectory, range(5))
+
+
+def test_later_steps_are_as_near_as_pytorch_comes(golden, trajectory):
+    """The same steps by the twin, in float64 and with last bits of the audio changed, end up to 2 % (total) and 4 %
+    (codebook term) from the recorded ones: AdamW makes whole steps of gradients that roundoff decides. Ours are asked
+    to be no farther off than three times the farthest of those runs.
+    """
+    name, recorded, ours, _ = trajectory
+    theirs = [twin_steps(golden, name, torch.float64, 0)]
+    theirs += [twin_steps(golden, name, torch.float32, seed) for seed in range(4)]
+
+    def off(steps, n, loss):
+        return abs(steps[n][loss] - recorded[n][loss])
+
+    missed = 0.0
+    for n in range(2, 5):
+        for loss in ("loss", *LOSSES):
+            spread = max(off(steps, n, loss) for steps in theirs)
+            assert off(ours, n, loss) < 3 * spread, (n, loss)
+        missed = max(missed, *(off(steps, n, "loss") / recorded[n]["loss"] for steps in theirs))
+    assert missed > 2e-3  # else the test above should pass
 
 
 def test_five_steps_go_upstreams_way(golden, trajectory):
@@ -169,3 +194,42 @@ def five_steps(training):
         steps.append({"loss": float(total), **{loss: float(losses[loss].mean()) for loss in LOSSES}})
     tensors = by_upstreams_name(convert.leaves(training.case.cfg), params)
     return steps, tensors | by_upstreams_name(convert.statistics(training.case.cfg), rest.get("batch_stats", {}))
+
+
+def twin_steps(golden, name, dtype, seed):
+    """`five_steps` by the twin and PyTorch's AdamW. seed: of changes in the last bits of the audio; 0 for none."""
+    meta = json.loads((golden.path(f"esc/{name}") / "meta.json").read_text())
+    twin, weights = pytorch.load(golden.path(f"esc/{name}")).to(dtype).train(), meta["loss_weights"]
+    audio = torch.from_numpy(golden(f"esc/{name}/golden.safetensors")["audio"]).to(dtype)
+    if seed:
+        noise = torch.randn(audio.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+        audio = audio * (1 + 1e-7 * noise)
+    optimiser = torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    steps = []
+    for step in meta["trajectory"]["steps"]:
+        out = twin.train_pass(audio, step["num_streams"], quantise=not step["freeze"])
+        losses = {
+            "cm_loss": out.losses["commitment"],
+            "cb_loss": out.losses["codebook"],
+            "mel_loss": twin_mel_distance(audio, out.audio[:, 0]),
+            "stft_loss": out.losses["spectrum"],
+        }
+        total = sum(weights[part] * losses[f"{part}_loss"] for part in ("stft", "mel", "cm", "cb"))
+        optimiser.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+        optimiser.step()
+        steps.append({"loss": total.item(), **{loss: value.item() for loss, value in losses.items()}})
+    return steps
+
+
+def twin_mel_distance(x, y):
+    total = 0.0
+    for length, bands in spectral.ESC_MEL_SCALES:
+        filters = mel_filterbank(16_000, length, bands, htk=True, norm=None)
+        window, filters = torch.hann_window(length, dtype=x.dtype), torch.from_numpy(np.array(filters)).to(x.dtype)
+        spectra = [torch.stft(a, length, length // 4, length, window, return_complex=True).abs() for a in (x, y)]
+        mels = [spectrum.mT @ filters for spectrum in spectra]
+        logs = [2 * torch.log10(m.clamp(min=1e-5)) for m in mels]
+        total += (mels[0] - mels[1]).abs().mean() + (logs[0] - logs[1]).abs().mean()
+    return total
