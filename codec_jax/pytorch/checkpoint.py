@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import plain_yaml
 from .esc import ESC
 from .taae import TAAE
 
@@ -26,8 +25,8 @@ _DTYPES |= {"I32": torch.int32, "I64": torch.int64}
 def load(directory: str | os.PathLike[str]) -> TAAE | ESC:
     """Opens upstream's config with `model.safetensors`, `model.ckpt` or `model.pth`: a float32 codec in eval mode.
 
-    `model_config.json` makes it a TAAE, `config.yaml` an ESC. Float32 weights of a safetensors file are mapped, not
-    read: they share memory with other processes until written to.
+    `model_config.json` makes it a TAAE, `config.yaml` (read with PyYAML) an ESC. Float32 weights of a safetensors file
+    are mapped, not read: they share memory with other processes until written to.
 
     FileNotFoundError: one of the files is missing. ValueError: it is broken, or weights and config do not fit.
     """
@@ -82,15 +81,27 @@ def _float(tensor: Tensor) -> Tensor:
 
 def _read_config(directory: pathlib.Path) -> tuple[type[TAAE] | type[ESC], Any]:
     """The family and its parsed config."""
-    known = ((TAAE, "model_config.json", "JSON", json.loads), (ESC, "config.yaml", "plain YAML", plain_yaml.parse))
+    known = ((TAAE, "model_config.json", "JSON", json.loads), (ESC, "config.yaml", "YAML", _yaml))
     for family, name, kind, parse in known:
         path = directory / name
         if path.is_file():
             try:
-                return family, parse(path.read_text(encoding="utf-8"))
+                config = parse(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is no {kind}: {error}") from None
+            if not isinstance(config, dict):
+                raise ValueError(f"{path} holds no config: it is {kind}, but no mapping.")
+            return family, config
     raise FileNotFoundError(f"{directory} has no model_config.json or config.yaml.")
+
+
+def _yaml(text: str) -> Any:
+    import yaml  # needed here alone: the models themselves take a parsed config
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _read_weights(directory: pathlib.Path) -> dict[str, Tensor]:
