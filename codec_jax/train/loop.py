@@ -19,7 +19,7 @@ from codec_jax.storage import CONFIG, read_json
 from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
-from codec_jax.train.state import CODEC, State
+from codec_jax.train.state import CODEC, State, from_tree, to_tree
 
 SAMPLES = "samples"
 
@@ -155,7 +155,7 @@ def save(run: Run, number: int, state: State, stage: stages.Stage) -> None:
     """A checkpoint in the background; from its metadata alone one can tell which tree it holds."""
     with run.log.ledger.charge("save"):
         position = {"data": run.data.batches.get_state(), "stage": stage.name, "config": to_dict(run.experiment)}
-        run.checkpoints.save(number, state, position)
+        run.checkpoints.save(number, to_tree(state), position)
 
 
 def _look(run: Run, before: tuple | None) -> None:
@@ -245,7 +245,8 @@ def start(
     metadata = checkpoints.metadata(newest)
     stage = stages.named(all_stages, metadata["stage"])
     batches.set_state(metadata["data"])
-    return checkpoints.restore(newest, step.abstract_state(experiment, stage, mesh)), stage
+    wanted = to_tree(step.abstract_state(experiment, stage, mesh))
+    return from_tree(checkpoints.restore(newest, wanted)), stage
 
 
 def write_config(experiment: Experiment, workdir: epath.Path) -> None:

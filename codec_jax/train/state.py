@@ -1,5 +1,6 @@
 """The training state: one pytree, everything that a restart needs except the data iterator's position."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -50,6 +51,17 @@ class State:
     batch_stats: PyTree
     guard: Guard
     idle: Any
+
+
+def to_tree(state: State) -> dict[str, PyTree]:
+    """What a checkpoint holds of it: no word of what the stage has not, so that states may grow such parts."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def from_tree(tree: dict[str, PyTree]) -> State:
+    """The inverse of `to_tree`."""
+    return State(**{"idle": None, **tree})
 
 
 def init(experiment: Experiment, stage: Stage) -> State:

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from codec_jax.checkpoint import Checkpoints
 from codec_jax.errors import UserError
 from codec_jax.experiment import LossConfig, StageConfig
 from codec_jax.models import esc
 from codec_jax.quantizers import vq
 from codec_jax.train import codebooks, sharding, stages, step
-from codec_jax.train.state import CODEC
+from codec_jax.train.state import CODEC, from_tree, to_tree
 from tests import tiny
 
 MODEL = esc.ESCConfig(in_freq=24, win_length=40, stft_hop_length=16, h_dims=(4, 6), num_heads=(2,), depth=1)
@@ -118,3 +119,26 @@ def test_entering_a_stage_begins_idle_counts_and_forgets_moments():
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(entered.players[CODEC].opt_state))
     back = step.enter_stage(config, stage, entered, abstract)
     assert back.idle is None
+
+
+def test_checkpoints_hold_what_a_stage_has():
+    """Those of stages without revival are what they were before it existed, and can be resumed."""
+    before = {"step", "key", "players", "batch_stats", "guard"}
+    for after, parts in ((0, before), (5, before | {"idle"})):
+        config = experiment(BOTTLENECK, revive_after=after)
+        abstract = step.abstract_state(config, stages.resolve(config)[0], sharding.make_mesh(config.mesh))
+        assert set(to_tree(abstract)) == parts
+        assert from_tree(to_tree(abstract)) == abstract
+
+
+@pytest.mark.slow
+def test_idle_counts_survive_a_checkpoint(tmp_path):
+    config, mesh, stage, abstract, state = fresh(BOTTLENECK, revive_after=5)
+    state, _ = step.make_train_step(config, stage, abstract, mesh)(state, batch(config, mesh))
+    assert np.asarray(state.idle).any()
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 1, 0)
+    checkpoints.save(1, to_tree(state), {})
+    checkpoints.wait()
+    again = from_tree(checkpoints.restore(1, to_tree(abstract)))
+    checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, again, state)
