@@ -41,14 +41,17 @@ def _stage(model: ESCConfig, scale: int, to: int, columns: int, name: str) -> Co
             return {f"{name}/conv": _convolution(rows, columns) * width * features}
         units = model.conv_depth * 2 * _convolution(rows, columns) * width**2
         resample = _convolution(rows, columns, "down" if to > scale else "up") * width * features
-        return {f"{name}/units": units, f"{name}/resample": resample}
+        return {f"{name}/blocks/units": units, f"{name}/resample": resample}
     window = model.window_size
     padded = -(-rows // window) * -(-columns // window) * window**2
     tokens = rows * columns
+    product = 2.0 * tokens * width * int(width * model.mlp_ratio)
     counts = {
-        f"{name}/projections": model.depth * 4 * 2.0 * padded * width**2,
-        f"{name}/attention": model.depth * 2 * 2.0 * padded * window**2 * width,
-        f"{name}/mlp": model.depth * 2 * 2.0 * tokens * width * int(width * model.mlp_ratio),
+        f"{name}/blocks/projections": model.depth * 4 * 2.0 * padded * width**2,
+        f"{name}/blocks/attention": model.depth * 2 * 2.0 * padded * window**2 * width,
+        f"{name}/blocks/mlp": model.depth * product,
+        # Not among what rematerialising computes again: the gradients of a block do not ask for its last product.
+        f"{name}/mlp_out": model.depth * product,
     }
     if scale != to:
         # Down: pairs of rows become one. Up: every row becomes two.

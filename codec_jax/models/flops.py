@@ -33,7 +33,7 @@ def _stage(cfg: TAAEConfig, i: int, frames: list[int], encoder: bool) -> Counts:
     """Stage i of one half: residual units and resampling on the side of the waveform, then (or before) the blocks."""
     outer, inner, stride = cfg.widths[max(i - 1, 0)], cfg.widths[i], cfg.strides[i]
     block = _block(cfg.block(inner), inner, frames[i + 1])
-    blocks = {f"transformer/{name}": cfg.transformer_depths[i] * count for name, count in block.items()}
+    blocks = {f"transformer/blocks/{name}": cfg.transformer_depths[i] * count for name, count in block.items()}
     residual = {"residual": _residual_units(frames[i], outer)} if cfg.use_dilated_conv else {}
     strided = conv((frames[i],), (2 * stride,), (stride,), padding=(-(-stride // 2),))
     transposed = 2.0 * frames[i + 1] * 2 * stride

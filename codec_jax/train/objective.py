@@ -100,26 +100,41 @@ def _judge_once(
     fake: Array,
     train: bool,
 ) -> tuple[Verdict, Terms]:
-    """One judge hears both signals once; each player's loss is pulled back through the same two passes."""
+    """One judge hears both signals at once; each player's loss is pulled back through that one pass.
+
+    Apart they would cost an eighth less, since the codec's answer is pulled through the original's half for nothing;
+    but the compiler works on every layer four times so and seven times apart, and its work is most of a start.
+    """
 
     def judgement(own_params, audio):
         return discriminators.judge(config, {name: own_params}, name, audio)
 
-    r, pull_real = jax.vjp(lambda own_params: judgement(own_params, real), params[name])
-    f, pull_fake = jax.vjp(judgement, params[name], fake)
+    heard, pull_back = jax.vjp(judgement, params[name], beside(real, fake))
+    r, f = apart(heard)
     game = adversarial.GAMES[losses.gan]
-    d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
+    d_loss, answers = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
     terms: Terms = {"d_loss": d_loss}
     grads, audio_gradient = None, jnp.zeros_like(fake)
     if train:
-        silent = jax.tree.map(jnp.zeros_like, r.features)  # the loss hears logits alone
-        of_real, of_fake = pull_real(Judgement(d_real, silent))[0], pull_fake(Judgement(d_fake, silent))[0]
-        grads = jax.tree.map(jnp.add, of_real, of_fake)
+        silent = jax.tree.map(jnp.zeros_like, heard.features)  # the loss hears logits alone
+        grads = pull_back(Judgement(beside(*answers), silent))[0]
     if losses.adversarial_terms:
-        (_, heard), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
-        audio_gradient = pull_fake(answer)[1]
-        terms |= heard
+        (_, spoken), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
+        unheard = jax.tree.map(jnp.zeros_like, answer)
+        audio_gradient = apart(pull_back(beside(unheard, answer))[1])[1]
+        terms |= spoken
     return Verdict(terms, audio_gradient, grads), accuracy(r.logits, f.logits, game.boundary)
+
+
+def beside(first: PyTree, second: PyTree) -> PyTree:
+    """Two batches as one, clips of both in turn: so it is cut over the devices as they are, and nothing moves."""
+    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:]), first, second)
+
+
+def apart(both: PyTree) -> tuple[PyTree, PyTree]:
+    """The two batches of which `beside` made one."""
+    pairs = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:]), both)
+    return jax.tree.map(lambda x: x[:, 0], pairs), jax.tree.map(lambda x: x[:, 1], pairs)
 
 
 def generator_terms(losses: LossConfig, real: Judgement, fake: Judgement) -> tuple[Float[Array, ""], Terms]:

@@ -8,6 +8,7 @@ import pytest
 from codec_jax.experiment import LossConfig, StageConfig
 from codec_jax.losses.spectral import STFTLossConfig
 from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
+from codec_jax.models.esc import ESCConfig, VQConfig
 from codec_jax.models.taae import FSQConfig, TAAEConfig
 from codec_jax.train import cost, sharding, stages, step
 from tests import tiny
@@ -29,10 +30,14 @@ def experiment(stage, **model):
     )
 
 
+def one_device():
+    auto = (jax.sharding.AxisType.Auto,) * 3
+    return jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+
+
 def both_counts(config):
     """Ours, and the compiler's of the same step."""
-    auto = (jax.sharding.AxisType.Auto,) * 3
-    mesh = jax.make_mesh((1, 1, 1), sharding.AXES, axis_types=auto, devices=jax.devices()[:1])
+    mesh = one_device()
     (stage,) = stages.resolve(config)
     compiled = step.lower_train_step(config, stage, mesh).compile()
     costs = cost.step_flops(config, stage)
@@ -54,6 +59,27 @@ def test_reconstruction(remat):
 def test_frozen_parts_cost_no_gradient(freeze):
     costs, compiled = both_counts(experiment(StageConfig(freeze=freeze)))
     assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "remat"), [("transformer", "full"), ("convolution", "full"), ("convolution", "dots")]
+)
+def test_esc_computed_again(backbone, remat):
+    """What rematerialising adds to the program before the CPU's compiler, which merges the copies again, sees it."""
+    base = experiment(StageConfig())
+    plain = dataclasses.replace(
+        base,
+        family="esc",
+        model=ESCConfig(h_dims=(96, 144, 192), num_heads=(4, 4), backbone=backbone),
+        bottleneck=VQConfig(num_streams=3, codebook_size=16, codebook_dims=(6, 4, 4)),
+        losses=LossConfig(l1=1.0, stft=0.0, spectrum=0.0),
+        data=tiny.changed(base.data, crop_seconds=0.315),
+    )
+    again = dataclasses.replace(plain, model=dataclasses.replace(plain.model, remat=remat))
+    (stage,) = stages.resolve(plain)
+    more = cost.step_flops(again, stage)["codec"]["recompute"]
+    lowered = [step.lower_train_step(config, stage, one_device()).cost_analysis()["flops"] for config in (plain, again)]
+    assert more == pytest.approx(lowered[1] - lowered[0], rel=0.05)
 
 
 @pytest.mark.slow
