@@ -18,6 +18,7 @@ def main() -> int:
 
     from codec_jax import accelerators
 
+    accelerators.ask_for_huge_pages()
     accelerators.choose_platform()
     import codec_jax.experiment  # after the arguments: --help need not wait for JAX
     import codec_jax.train

@@ -19,14 +19,14 @@ def nano() -> Experiment:
     """Minutes on two CPU cores."""
     return dataclasses.replace(
         _upstream(),
-        model=ESCConfig(h_dims=(16, 24, 32, 48, 64, 96), num_heads=(2, 4, 4, 8, 8), mlp_ratio=2.0),
+        model=ESCConfig(h_dims=(16, 24, 32, 48, 64, 96), num_heads=(1, 2, 2, 4, 4), mlp_ratio=2.0),
         bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8)),
         data=DataConfig(batch_size=4, crop_seconds=0.955),
         optim=OptimConfig(
             learning_rate=2e-3, warmup_steps=100, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
         ),
         stages={"continuous": StageConfig(steps=0.25, quantise=False), "quantised": StageConfig(steps=0.75)},
-        training=TrainingConfig(steps=1_200, eval_every=400, checkpoint_every=400),
+        training=TrainingConfig(steps=800, eval_every=400, checkpoint_every=400),
     )
 
 

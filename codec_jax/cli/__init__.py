@@ -11,6 +11,8 @@ from codec_jax.cli import bench, coding, convert, data, plan
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; errors are one sentence on stderr."""
     arguments = _parse(argv)
+    if argv is None:  # a process of its own
+        accelerators.ask_for_huge_pages()
     accelerators.choose_platform()
     from codec_jax.errors import UserError
 
