@@ -9,6 +9,7 @@ import codec_jax
 from codec_jax import codec as codec_module
 from codec_jax.codec import Codec
 from codec_jax.errors import UserError
+from codec_jax.models import esc
 from tests.models.test_esc import ABLATIONS, CONFIG, noise, variables_of
 
 
@@ -64,6 +65,23 @@ def test_a_file_cut_after_a_stream_is_a_file_of_fewer_streams(swin):
     for position in (whole.stream_ends()[0] - 1, whole.stream_ends()[0] + 3, len(data) - 1):
         with pytest.raises(UserError, match="cut short"):
             codec_jax.Encoded.from_bytes(data[:position])
+
+
+def test_files_measure_their_nominal_rate():
+    """1.5 kbit/s a stream in the published sizes, and the container."""
+    cfg, frames = esc.Config(), 500  # ten seconds of code frames
+    samples = np.array([cfg.hop_length * frames - cfg.model.stft_hop_length])
+    overhead = []
+    for streams in range(1, 7):
+        rate = esc.rate(cfg, None, streams)
+        sizes = esc.codebook_sizes(cfg, rate)
+        codes = np.random.default_rng(0).integers(0, sizes[0], (1, len(sizes), frames))
+        encoded = codec_jax.Encoded(
+            "esc", rate, codes, samples, 16_000, np.ones(1), 16_000, cfg.hop_length, sizes, 1, np.array([frames])
+        )
+        assert encoded.bitrate == 1500 * streams
+        overhead.append(len(encoded.to_bytes()) - 15_000 * streams // 8)
+    assert overhead == [32 + 22 * streams for streams in range(1, 7)]  # a header, and an entry for every layer
 
 
 def test_neighbours_change_nothing(codec):

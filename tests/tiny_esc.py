@@ -1,5 +1,6 @@
 """The smallest ESC codecs with every part of a real one, and what upstream would publish of them. Nothing is compiled."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -12,9 +13,32 @@ import torch
 from codec_jax.convert import configs, esc_config
 from codec_jax.convert import esc as convert
 from codec_jax.convert.layout import Leaf
+from codec_jax.experiment import Experiment, LossConfig, StageConfig
+from codec_jax.models.discriminators import DACDiscriminatorConfig
+from tests import tiny
 from tests.models.test_esc import ABLATIONS, CONFIG, noise
 
-__all__ = ["ABLATIONS", "CONFIG", "noise", "upstream", "variables", "write_upstream"]
+__all__ = ["ABLATIONS", "CONFIG", "experiment", "noise", "upstream", "variables", "write_upstream"]
+
+
+def experiment(name: str = "csvq+transformer", **training) -> Experiment:
+    """Continuous, then quantised with everything that a stage can ask for. Smooth losses, to compare meshes by."""
+    base = tiny.experiment(**training)
+    smooth = LossConfig(l1=0.0, l2=1.0, stft=0.0, spectrum=0.0, gan="least_squares")
+    judged = dataclasses.replace(smooth, adversarial=0.5, feature_matching=2.0)
+    return dataclasses.replace(
+        base,
+        family="esc",
+        model=ABLATIONS[name].model,
+        bottleneck=ABLATIONS[name].bottleneck,
+        data=dataclasses.replace(base.data, crop_seconds=0.152),
+        losses=smooth,
+        stages={
+            "continuous": StageConfig(1.0, quantise=False),
+            "adversarial": StageConfig(2.0, losses=judged, discriminate=True, kmeans=2, revive_after=2),
+        },
+        discriminator=DACDiscriminatorConfig(periods=(3,), period_widths=(4, 8), fft_sizes=(64,), band_width=4),
+    )
 
 
 @functools.cache

@@ -10,7 +10,8 @@ from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfi
 from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.train import sharding, stages, step
 from codec_jax.train.state import CODEC, DISCRIMINATOR
-from tests import tiny
+from tests import tiny, tiny_esc
+from tests.models.test_esc import variables_of
 
 # Smooth losses: where a magnitude is near zero, logarithms, signs and its inverse root (the discriminators' spec_scale_pow)
 # turn another order of summation into anything.
@@ -55,7 +56,8 @@ def on_mesh(clips, mesh):
 def awake(config, abstract, stage):
     """A state that does not hide anything: behind a layer scale of 1e-5 a wrong gradient would be too small to see."""
     state = step.init_state(config, stage, abstract)
-    params = tiny.variables(config.codec)["params"]
+    variables = tiny.variables if config.family == "taae" else variables_of
+    params = variables(config.codec)["params"]
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract.players[CODEC].params)
     players = {**state.players, CODEC: dataclasses.replace(state.players[CODEC], params=jax.device_put(params, where))}
     return dataclasses.replace(state, players=players)
@@ -63,22 +65,27 @@ def awake(config, abstract, stage):
 
 def loss_and_gradients(mesh_config, adversarial=False, accumulate=1, **fields):
     config = experiment(mesh_config, adversarial, **fields)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=accumulate))
-    mesh, stage = make_mesh(mesh_config), stages.resolve(config)[0]
+    return found_on(dataclasses.replace(config, training=dataclasses.replace(config.training, accumulate=accumulate)))
+
+
+def found_on(config, clips=None):
+    """Loss, gradients and metrics of the last stage on the config's mesh, and the program."""
+    mesh, stage = make_mesh(config.mesh), stages.resolve(config)[-1]
     abstract = step.abstract_state(config, stage, mesh)
     state = awake(config, abstract, stage)
     who = tuple(state.players)
     where = {name: jax.tree.map(lambda leaf: leaf.sharding, abstract.players[name].params) for name in sorted(who)}
-    batch = on_mesh(audio(), mesh)
+    batch = on_mesh(audio() if clips is None else clips, mesh)
 
     def run(state, batch):
         found = step.accumulated(config, stage, who, state, batch)
-        return found.metrics["loss"], found.grads, found.metrics
+        return found.metrics["loss"], found.grads, found.metrics, found.batch_stats
 
     with step.on_mesh(mesh):
-        compiled = jax.jit(run, out_shardings=(None, where, None)).lower(state, batch).compile()
-        value, gradients, metrics = compiled(state, batch)
-    return float(value), jax.tree.map(np.asarray, gradients), jax.tree.map(np.asarray, metrics), compiled.as_text()
+        compiled = jax.jit(run, out_shardings=(None, where, None, None)).lower(state, batch).compile()
+        value, gradients, metrics, batch_stats = compiled(state, batch)
+    metrics, batch_stats = jax.tree.map(np.asarray, (metrics, batch_stats))
+    return float(value), jax.tree.map(np.asarray, gradients), metrics, compiled.as_text(), batch_stats
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +149,23 @@ def test_dacs_discriminators_on_a_mesh():
     changes = {"discriminator": judges, "losses": dataclasses.replace(ADVERSARIAL, gan="least_squares")}
     found, wanted = (loss_and_gradients(MeshConfig(*m), adversarial=True, **changes) for m in ((2, 2, 2), (1, 1, 1)))
     compare(found, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["csvq+transformer", "rvq+convolution"])
+def test_esc_on_meshes(name):
+    """The other family, with its judges: windows, quantisers, and statistics of batch norms over all clips."""
+    config = tiny_esc.experiment(name)
+    clips = np.asarray(jax.random.normal(jax.random.key(6), (8, 1, config.crop_samples))) * 0.1
+    wanted, *found = (
+        found_on(dataclasses.replace(config, mesh=MeshConfig(*mesh)), clips)
+        for mesh in ((1, 1, 1), (1, 8, 1), (2, 4, 1), (1, 4, 2), (2, 2, 2))
+    )
+    assert set(wanted[1]) == {CODEC, DISCRIMINATOR}
+    for other in found:
+        np.testing.assert_array_equal(other[2]["usage"], wanted[2]["usage"])
+        compare(other, wanted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), other[4], wanted[4])
 
 
 @pytest.mark.slow

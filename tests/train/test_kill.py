@@ -1,5 +1,6 @@
 """kill -9 at any moment, other meshes, other processes: the run goes on as if nothing had happened. Slow."""
 
+import functools
 import os
 import pathlib
 import random
@@ -20,8 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 18
 
 
-def launch(workdir, corpus, devices=1, mesh=(1, 1, 1), optimiser="sgd", **environment):
-    arguments = [str(x) for x in (workdir, corpus, devices, *mesh, STEPS, optimiser)]
+def launch(workdir, corpus, devices=1, mesh=(1, 1, 1), optimiser="sgd", family="taae", **environment):
+    arguments = [str(x) for x in (workdir, corpus, devices, *mesh, STEPS, optimiser, family)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train.target", *arguments],
         cwd=ROOT,
@@ -46,10 +47,15 @@ def players(workdir):
 
 @pytest.fixture(scope="module")
 def uninterrupted(corpus, tmp_path_factory):
-    """With plain descent: Adam turns roundoff into full steps, so it cannot be compared across meshes."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    finish(launch(workdir, corpus))
-    return players(workdir)
+    """By family. With plain descent: Adam turns roundoff into full steps, so it cannot be compared across meshes."""
+
+    @functools.cache
+    def run(family="taae"):
+        workdir = tmp_path_factory.mktemp(family) / "run"
+        finish(launch(workdir, corpus, family=family))
+        return players(workdir)
+
+    return run
 
 
 def being_saved(workdir):
@@ -58,14 +64,15 @@ def being_saved(workdir):
     return directory.is_dir() and any(not path.name.isdigit() for path in directory.iterdir())
 
 
-def test_killed_five_times_and_still_the_same(corpus, tmp_path):
-    """Twice in the middle of a save, three times at random; AdamW, moments and averages included."""
-    finish(launch(tmp_path / "whole", corpus, optimiser="adamw"))
+@pytest.mark.parametrize(("family", "kills"), [("taae", 5), ("esc", 2)])
+def test_killed_again_and_again_and_still_the_same(corpus, tmp_path, family, kills):
+    """Every second time in the middle of a save, else at random; AdamW, moments and averages included."""
+    finish(launch(tmp_path / "whole", corpus, optimiser="adamw", family=family))
     workdir, chance = tmp_path / "run", random.Random(0)
     metrics = workdir / "metrics.jsonl"
     deaths = 0
-    for kill in range(5):
-        process = launch(workdir, corpus, optimiser="adamw")
+    for kill in range(kills):
+        process = launch(workdir, corpus, optimiser="adamw", family=family)
         lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
         target, deadline = lines + chance.randint(2, 4), time.monotonic() + 600
         while process.poll() is None and time.monotonic() < deadline:
@@ -77,8 +84,8 @@ def test_killed_five_times_and_still_the_same(corpus, tmp_path):
             process.send_signal(signal.SIGKILL)
             deaths += 1
         process.communicate()
-    assert deaths == 5
-    finish(launch(workdir, corpus, optimiser="adamw"))
+    assert deaths == kills
+    finish(launch(workdir, corpus, optimiser="adamw", family=family))
     jax.tree.map(np.testing.assert_array_equal, players(workdir), players(tmp_path / "whole"))
 
 
@@ -91,21 +98,22 @@ def close(found, wanted):
             np.testing.assert_allclose(ours, theirs, atol=atol, rtol=0)
 
 
-def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("family", ["taae", "esc"])
+def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path, family):
     """(1, 8, 1), then (2, 2, 2), then one device."""
     workdir = tmp_path / "run"
-    process = launch(workdir, corpus, 8, (1, 8, 1))
+    process = launch(workdir, corpus, 8, (1, 8, 1), family=family)
     while not (workdir / "checkpoints" / "9").is_dir() and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     process.communicate()
-    process = launch(workdir, corpus, 8, (2, 2, 2))
+    process = launch(workdir, corpus, 8, (2, 2, 2), family=family)
     while not (workdir / "checkpoints" / "15").is_dir() and process.poll() is None:
         time.sleep(0.01)
     process.terminate()
     process.communicate()
-    assert "going on from step" in finish(launch(workdir, corpus))
-    close(players(workdir), uninterrupted)
+    assert "going on from step" in finish(launch(workdir, corpus, family=family))
+    close(players(workdir), uninterrupted(family))
 
 
 def test_two_processes_are_one(corpus, uninterrupted, tmp_path):
@@ -123,4 +131,4 @@ def test_two_processes_are_one(corpus, uninterrupted, tmp_path):
     ]  # fmt: skip
     for process in joined:
         finish(process)
-    close(players(workdir), uninterrupted)
+    close(players(workdir), uninterrupted())
