@@ -51,14 +51,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     # Flax's logical constraints work under Auto axes alone.
     axis_types = (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in devices})
+    # A torus may be cut anywhere: 4 x 64 of 16 x 16 chips needs it.
     if slices == 1:
-        return jax.make_mesh(tuple(sizes), AXES, axis_types=axis_types, devices=devices)
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=axis_types)
     if sizes[0] % slices:
         raise UserError(
             f"mesh.replica={sizes[0]} does not divide over the {slices} slices that it joins: use a multiple."
         )
     within = (sizes[0] // slices, sizes[1], sizes[2])
-    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=axis_types)
 
 

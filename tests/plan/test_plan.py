@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 
 from codec_jax import cli
@@ -77,6 +78,19 @@ def test_no_tensor_carries_the_global_batch(axes):
     counts = (1, 19, 38, config.crop_samples)
     assert hlo.carriers(text, {13 * count for count in counts})  # every chip's own share is there
     assert hlo.carriers(text, {13 * shards * count for count in counts}) == []
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices"), [("v5e:16x16", 1), ("v6e:16x16", 1), ("v5p:4x4x4", 1), ("v5e:16x16", 2)]
+)
+def test_a_torus_is_cut_anywhere(topology, slices):
+    """4 x 64 of 16 x 16 chips, which JAX refuses by default but for v5e."""
+    devices = chips.devices(topology, slices)
+    mesh = sharding.make_mesh(MeshConfig(4 * slices, -1, 1), devices)
+    assert dict(mesh.shape) == {"replica": 4 * slices, "fsdp": len(devices) // slices // 4, "tensor": 1}
+    assert {device.id for device in mesh.devices.flat} == {device.id for device in devices}
+    if slices == 2:  # one slice after the other along the first axis: only gradients cross
+        assert [len({device.slice_index for device in half.flat}) for half in np.split(mesh.devices, 2)] == [1, 1]
 
 
 @pytest.mark.slow
