@@ -26,7 +26,7 @@ def nano() -> Experiment:
             learning_rate=2e-3, warmup_steps=100, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
         ),
         stages={"continuous": StageConfig(steps=0.25, quantise=False), "quantised": StageConfig(steps=0.75)},
-        training=TrainingConfig(steps=800, eval_every=400, checkpoint_every=400),
+        training=TrainingConfig(steps=600, eval_every=300, checkpoint_every=300),
     )
 
 

@@ -22,16 +22,27 @@ __all__ = ["ABLATIONS", "CONFIG", "experiment", "noise", "upstream", "variables"
 
 
 def experiment(name: str = "csvq+transformer", **training) -> Experiment:
-    """Continuous, then quantised with everything that a stage can ask for. Smooth losses, to compare meshes by."""
+    """Two scales; continuous, then quantised with everything a stage can ask for. Smooth losses, to compare meshes by."""
     base = tiny.experiment(**training)
     smooth = LossConfig(l1=0.0, l2=1.0, stft=0.0, spectrum=0.0, gan="least_squares")
     judged = dataclasses.replace(smooth, adversarial=0.5, feature_matching=2.0)
     return dataclasses.replace(
         base,
         family="esc",
-        model=ABLATIONS[name].model,
-        bottleneck=ABLATIONS[name].bottleneck,
-        data=dataclasses.replace(base.data, crop_seconds=0.152),
+        model=dataclasses.replace(
+            ABLATIONS[name].model,
+            in_freq=24,
+            win_length=40,
+            stft_hop_length=16,
+            h_dims=(8, 12),
+            num_heads=(2,),
+            depth=1,
+            conv_depth=1,
+        ),
+        bottleneck=dataclasses.replace(
+            ABLATIONS[name].bottleneck, num_streams=2, codebook_dims=ABLATIONS[name].bottleneck.codebook_dims[:2]
+        ),
+        data=dataclasses.replace(base.data, crop_seconds=0.151),
         losses=smooth,
         stages={
             "continuous": StageConfig(1.0, quantise=False),
