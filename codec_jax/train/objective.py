@@ -109,30 +109,30 @@ def _judge_once(
     def judgement(own_params, audio):
         return discriminators.judge(config, {name: own_params}, name, audio)
 
-    heard, pull_back = jax.vjp(judgement, params[name], beside(real, fake))
-    r, f = apart(heard)
+    judged, pull_back = jax.vjp(judgement, params[name], interleave(real, fake))
+    r, f = deinterleave(judged)
     game = adversarial.GAMES[losses.gan]
-    d_loss, answers = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
+    d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
     terms: Terms = {"d_loss": d_loss}
     grads, audio_gradient = None, jnp.zeros_like(fake)
     if train:
-        silent = jax.tree.map(jnp.zeros_like, heard.features)  # the loss hears logits alone
-        grads = pull_back(Judgement(beside(*answers), silent))[0]
+        silent = jax.tree.map(jnp.zeros_like, judged.features)  # the loss hears logits alone
+        grads = pull_back(Judgement(interleave(d_real, d_fake), silent))[0]
     if losses.adversarial_terms:
-        (_, spoken), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
+        (_, heard), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
         unheard = jax.tree.map(jnp.zeros_like, answer)
-        audio_gradient = apart(pull_back(beside(unheard, answer))[1])[1]
-        terms |= spoken
+        audio_gradient = deinterleave(pull_back(interleave(unheard, answer))[1])[1]
+        terms |= heard
     return Verdict(terms, audio_gradient, grads), accuracy(r.logits, f.logits, game.boundary)
 
 
-def beside(first: PyTree, second: PyTree) -> PyTree:
+def interleave(first: PyTree, second: PyTree) -> PyTree:
     """Two batches as one, clips of both in turn: so it is cut over the devices as they are, and nothing moves."""
     return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:]), first, second)
 
 
-def apart(both: PyTree) -> tuple[PyTree, PyTree]:
-    """The two batches of which `beside` made one."""
+def deinterleave(both: PyTree) -> tuple[PyTree, PyTree]:
+    """The two batches of which `interleave` made one."""
     pairs = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:]), both)
     return jax.tree.map(lambda x: x[:, 0], pairs), jax.tree.map(lambda x: x[:, 1], pairs)
 
