@@ -78,15 +78,14 @@ def init(experiment: Experiment, stage: Stage) -> State:
         key=jax.random.key_data(train_key),
         players=players,
         batch_stats=variables.get("batch_stats", {}),
-        guard=forget_norms(Guard(jnp.int32(0), jnp.int32(0), {}, {})),
+        guard=_guard(),
         idle=_no_idle(experiment) if stage.revive_after else None,
     )
 
 
-def forget_norms(guard: Guard) -> Guard:
-    """The guard at the start of a stage, whose gradients are of another size; what was skipped stays counted."""
-    names = (CODEC, DISCRIMINATOR)
-    return Guard(guard.skipped, guard.streak, {n: jnp.int32(0) for n in names}, {n: jnp.float32(0.0) for n in names})
+def _guard() -> Guard:
+    names, none = (CODEC, DISCRIMINATOR), jnp.int32(0)
+    return Guard(none, none, dict.fromkeys(names, none), dict.fromkeys(names, jnp.float32(0.0)))
 
 
 def _player(params: PyTree, config: OptimConfig, averaged: bool) -> Player:

@@ -22,7 +22,7 @@ from codec_jax.models.protocol import Keys, spread
 from codec_jax.quantizers.vq import POINTS
 from codec_jax.train import codebooks, objective, optim, sharding
 from codec_jax.train.stages import Stage
-from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, forget_norms, init
+from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, init
 
 PyTree = Any
 Batch = Mapping[str, Array]
@@ -61,7 +61,7 @@ def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: St
     fresh = [name for name in abstract.players if name not in state.players]
     idle = state.idle if abstract.idle is not None else None
     if idle is None and abstract.idle is not None:
-        idle = jnp.zeros(abstract.idle.shape, abstract.idle.dtype, device=abstract.idle.sharding)
+        idle = _zeros(abstract.idle)
     where = jax.tree.map(lambda leaf: leaf.sharding, {name: abstract.players[name] for name in fresh})
     # Only what is asked for is computed: the codec's own initialisation falls away.
     begin = jax.jit(
@@ -69,10 +69,17 @@ def enter_stage(experiment: Experiment, stage: Stage, state: State, abstract: St
     )
     known = {name: state.players[name] for name in abstract.players if name in state.players}
     if stage.fresh_optim:
-        codec = known[CODEC]
-        known[CODEC] = dataclasses.replace(codec, opt_state=jax.tree.map(jnp.zeros_like, codec.opt_state))
+        known[CODEC] = dataclasses.replace(known[CODEC], opt_state=_zeros(abstract.players[CODEC].opt_state))
     players = {**known, **(begin() if fresh else {})}
-    return dataclasses.replace(state, players=players, guard=forget_norms(state.guard), idle=idle)
+    # Gradients are of another size now; what was skipped stays counted.
+    norms = _zeros((abstract.guard.seen, abstract.guard.log_norms))
+    guard = dataclasses.replace(state.guard, seen=norms[0], log_norms=norms[1])
+    return dataclasses.replace(state, players=players, guard=guard, idle=idle)
+
+
+def _zeros(abstract: PyTree) -> PyTree:
+    """Born with their shardings: to the compiler, arrays placed in another way are other arguments of another step."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding), abstract)
 
 
 def make_train_step(

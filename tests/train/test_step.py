@@ -1,6 +1,7 @@
 """One update, looked at closely: who moves, who is skipped, what a stage hands to the next."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,22 @@ def test_what_passes_from_one_stage_to_the_next(mesh):
     first = stages.resolve(config)[0]
     back = step.enter_stage(config, first, state, step.abstract_state(config, first, mesh))
     assert set(back.players) == {CODEC}
+
+
+@pytest.mark.parametrize("optim", [False, True])
+def test_a_stage_is_compiled_once(mesh, optim):
+    """Arrays that are placed otherwise than a step's results make the second step another one, minutes of compiling."""
+    config = experiment({"warm": StageConfig(), "next": StageConfig(fresh_optim=optim)})
+    _, _, state, _ = begin(config, mesh)
+    stage = stages.resolve(config)[1]
+    abstract = step.abstract_state(config, stage, mesh)
+    entered = step.enter_stage(config, stage, state, abstract)
+    run, compiled = step.make_train_step(config, stage, abstract, mesh), []
+    with mock.patch.object(step, "train_step", wraps=step.train_step) as traced:
+        for number in range(3):
+            entered, _ = run(entered, batch(), number)
+            compiled.append(traced.call_count)
+    assert compiled == [1, 1, 1]
 
 
 # ---- who moves ---------------------------------------------------------------------------------
