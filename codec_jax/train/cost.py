@@ -17,7 +17,7 @@ Costs = dict[str, dict[str, float]]
 
 
 def step_flops(experiment: Experiment, stage: Stage) -> Costs:
-    """By player, then forward, backward and recompute (what the mathematics does without), over the whole batch.
+    """By player, then forward, backward and recompute (of rematerialised layers), over the whole batch.
 
     `losses` are the transforms of the reconstruction terms. With `training.alternate`, the codec's turn.
     """
@@ -66,10 +66,9 @@ def _discriminators(experiment: Experiment, heard: bool, train: bool) -> dict[st
     """Of original and decoded audio, one forward each; a gradient to parameters and one to the decoded audio.
 
     heard: the codec listens. train: they move. The gradient to the parameters passes every layer but the first.
-    "recompute": both signals are one batch, so the codec's answer passes the original's half too, as zeros.
     """
     whole = sum(discriminators.flops(experiment.discriminator, experiment.discriminator_samples).values())
-    return {"forward": 2 * whole, "backward": (4 * train + heard) * whole, "recompute": heard * whole}
+    return {"forward": 2 * whole, "backward": (4 * train + heard) * whole}
 
 
 def _losses(losses: LossConfig, samples: int) -> dict[str, float]:

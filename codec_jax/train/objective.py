@@ -100,41 +100,26 @@ def _judge_once(
     fake: Array,
     train: bool,
 ) -> tuple[Verdict, Terms]:
-    """One judge hears both signals at once; each player's loss is pulled back through that one pass.
-
-    Apart they would cost an eighth less, since the codec's answer is pulled through the original's half for nothing;
-    but the compiler works on every layer four times so and seven times apart, and its work is most of a start.
-    """
+    """One judge hears each signal once; both players' losses are pulled back through the same two passes."""
 
     def judgement(own_params, audio):
         return discriminators.judge(config, {name: own_params}, name, audio)
 
-    judged, pull_back = jax.vjp(judgement, params[name], interleave(real, fake))
-    r, f = deinterleave(judged)
+    r, pull_real = jax.vjp(lambda own_params: judgement(own_params, real), params[name])
+    f, pull_fake = jax.vjp(judgement, params[name], fake)
     game = adversarial.GAMES[losses.gan]
     d_loss, (d_real, d_fake) = jax.value_and_grad(lambda logits: game.discriminator(*logits))((r.logits, f.logits))
     terms: Terms = {"d_loss": d_loss}
     grads, audio_gradient = None, jnp.zeros_like(fake)
     if train:
-        silent = jax.tree.map(jnp.zeros_like, judged.features)  # the loss hears logits alone
-        grads = pull_back(Judgement(interleave(d_real, d_fake), silent))[0]
+        silent = jax.tree.map(jnp.zeros_like, r.features)  # the loss hears logits alone
+        of_real, of_fake = pull_real(Judgement(d_real, silent))[0], pull_fake(Judgement(d_fake, silent))[0]
+        grads = jax.tree.map(jnp.add, of_real, of_fake)
     if losses.adversarial_terms:
         (_, heard), answer = jax.value_and_grad(lambda f: generator_terms(losses, r, f), has_aux=True)(f)
-        unheard = jax.tree.map(jnp.zeros_like, answer)
-        audio_gradient = deinterleave(pull_back(interleave(unheard, answer))[1])[1]
+        audio_gradient = pull_fake(answer)[1]
         terms |= heard
     return Verdict(terms, audio_gradient, grads), accuracy(r.logits, f.logits, game.boundary)
-
-
-def interleave(first: PyTree, second: PyTree) -> PyTree:
-    """Two batches as one, clips of both in turn: so it is cut over the devices as they are, and nothing moves."""
-    return jax.tree.map(lambda a, b: jnp.stack([a, b], axis=1).reshape(2 * len(a), *a.shape[1:]), first, second)
-
-
-def deinterleave(both: PyTree) -> tuple[PyTree, PyTree]:
-    """The two batches of which `interleave` made one."""
-    pairs = jax.tree.map(lambda x: x.reshape(len(x) // 2, 2, *x.shape[1:]), both)
-    return jax.tree.map(lambda x: x[:, 0], pairs), jax.tree.map(lambda x: x[:, 1], pairs)
 
 
 def generator_terms(losses: LossConfig, real: Judgement, fake: Judgement) -> tuple[Float[Array, ""], Terms]:
