@@ -20,7 +20,7 @@ def nano() -> Experiment:
     return dataclasses.replace(
         _upstream(),
         model=ESCConfig(h_dims=(16, 24, 32, 48, 64, 96), num_heads=(1, 2, 2, 4, 4), mlp_ratio=2.0),
-        bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8)),
+        bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8), stream_dropout=0.5),
         data=DataConfig(batch_size=4, crop_seconds=0.955),
         optim=OptimConfig(
             learning_rate=2e-3, warmup_steps=100, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
@@ -83,7 +83,7 @@ def _upstream(
         family="esc",
         model=model or ESCConfig(),
         bottleneck=bottleneck or VQConfig(),
-        data=DataConfig(batch_size=36, crop_seconds=2.995, loudness_jitter=5.0),
+        data=DataConfig(batch_size=36, crop_seconds=2.995, loudness_jitter=5.0, phase_flip=0.0),
         losses=LossConfig(l1=0.0, stft=0.0, mel=0.25, commitment=0.25, codebook=1.0, spectrum=1.0),
         optim=OptimConfig(
             learning_rate=1e-4,
