@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from codec_jax.models import discriminators, taae
+from codec_jax.models import discriminators, taae, wavlm
 from codec_jax.ops import platform
 
 SMALL = {"patch_size": 40, "channels": 256, "transformer_depths": (1, 2), "sliding_window": (15, 16), "unroll": True}
@@ -69,6 +69,16 @@ def test_dac_discriminators(target):
         for name in discriminators.judges(cfg):
             judge = lambda p, x, name=name: discriminators.judge(cfg, p, name, x)
             assert counts[name] == pytest.approx(compiled_flops(judge, params, audio(4000)), rel=0.05)
+
+
+@pytest.mark.parametrize("highest", [wavlm.CONVOLUTIONS, 1])
+def test_wavlm(highest):
+    """One layer, since the compiler counts the body of a scan once; wide, since it counts GELU."""
+    cfg = wavlm.WavLMConfig(conv_widths=(1024,) * 7, width=1024, num_heads=8, hidden=4096, depth=1)
+    variables = jax.eval_shape(lambda: nn.unbox(wavlm.init(cfg, jax.random.key(0), highest)))
+    clip = jax.ShapeDtypeStruct((1, 32_000), jnp.float32)
+    count = compiled_flops(lambda v, x: wavlm.features(cfg, v, x, [highest])[highest], variables, clip)
+    assert sum(wavlm.flops(cfg, 32_000, highest).values()) == pytest.approx(count, rel=0.03)
 
 
 def test_the_papers_billion():
