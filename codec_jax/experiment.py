@@ -16,9 +16,17 @@ from ml_collections import config_dict, config_flags
 
 from codec_jax import models
 from codec_jax.errors import UserError
-from codec_jax.models import discriminators
+from codec_jax.models import discriminators, wavlm
 from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
-from codec_jax.settings import DataConfig, LossConfig, MeshConfig, OptimConfig, StageConfig, TrainingConfig
+from codec_jax.settings import (
+    DataConfig,
+    LossConfig,
+    MeshConfig,
+    OptimConfig,
+    PerceptualConfig,
+    StageConfig,
+    TrainingConfig,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +35,8 @@ class Experiment:
 
     losses, optim: of every stage that does not bring its own. stages: in order, by name; none means one of everything.
     discriminator_seconds: the discriminators judge a window of this length, drawn anew every step (0: the whole crop).
+    perceptual: the listener of `losses.perceptual`. init_from: a fresh run begins with the weights of this run
+    directory, saved codec or upstream checkpoint.
     """
 
     family: str
@@ -38,6 +48,8 @@ class Experiment:
     stages: dict[str, StageConfig] = dataclasses.field(default_factory=dict)
     discriminator: DiscriminatorConfig | DACDiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     discriminator_seconds: float = 0.0
+    perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    init_from: str | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
@@ -96,6 +108,8 @@ class Experiment:
             raise UserError(
                 f"data.crop_seconds={self.data.crop_seconds} gives {self.crop_samples} samples: give {least} or more."
             )
+        if losses.perceptual:
+            self._validate_listener()
         if stage.discriminate:
             self.discriminator.validate()
             least = discriminators.least_samples(self.discriminator)
@@ -110,6 +124,17 @@ class Experiment:
                     f"discriminator.in_channels is {self.discriminator.in_channels}, but the codec's audio has "
                     f"{channels}: give as many."
                 )
+
+    def _validate_listener(self) -> None:
+        self.perceptual.validate()
+        rate = models.FAMILIES[self.family].geometry(self.codec).sample_rate
+        if rate != wavlm.SAMPLE_RATE:
+            raise UserError(
+                f"losses.perceptual listens at {wavlm.SAMPLE_RATE} Hz, and the codec's audio has {rate} Hz."
+            )
+        least = wavlm.least_samples(self.perceptual.model)
+        if self.crop_samples < least:
+            raise UserError(f"losses.perceptual hears {least} samples and more: give a longer data.crop_seconds.")
 
     @property
     def discriminator_samples(self) -> int:

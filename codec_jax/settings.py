@@ -5,6 +5,8 @@ import dataclasses
 from codec_jax.errors import UserError
 from codec_jax.losses.adversarial import GAMES
 from codec_jax.losses.spectral import STFTLossConfig
+from codec_jax.models import wavlm
+from codec_jax.models.wavlm import WavLMConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,11 @@ class DataConfig:
 _PAPER_STFT = STFTLossConfig(fft_sizes=(2048,), hop_sizes=(512,), win_lengths=(2048,))
 
 
+TERMS = (
+    "l1", "l2", "stft", "mel", "adversarial", "feature_matching", "perceptual", "commitment", "codebook", "spectrum",
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
     """Weights of the generator's terms; a zero leaves the term out.
@@ -40,7 +47,8 @@ class LossConfig:
     and maps (TAAE), or "least_squares", where they are plain sums (DAC, ESC): their sources differ in this, so a weight
     means something else in either. normalize_features: of "hinge", every feature map's distance over its magnitude, the
     paper's way; "least_squares" never divides. decay: the first four weights are multiplied by decay^t at step t of
-    the stage (upstream's option; 1 leaves them alone). commitment, codebook, spectrum: of what an ESC reports itself
+    the stage (upstream's option; 1 leaves them alone). perceptual: between what the WavLM of `PerceptualConfig` hears
+    in both signals. commitment, codebook, spectrum: of what an ESC reports itself
     (spec ESC sections 4 and 6); a TAAE reports nothing.
     """
 
@@ -50,6 +58,7 @@ class LossConfig:
     mel: float = 0.0
     adversarial: float = 0.0
     feature_matching: float = 0.0
+    perceptual: float = 0.0
     gan: str = "hinge"
     normalize_features: bool = True
     decay: float = 1.0
@@ -65,8 +74,7 @@ class LossConfig:
 
     def validate(self) -> None:
         """Raises UserError for negative weights, or for none at all, and for an unknown game."""
-        names = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching", "commitment", "codebook", "spectrum")
-        weights = {name: getattr(self, name) for name in names}
+        weights = {name: getattr(self, name) for name in TERMS}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise UserError(f"losses need weights of at least 0, and one above, not {weights}.")
         if self.gan not in GAMES:
@@ -74,6 +82,28 @@ class LossConfig:
         if not 0 < self.decay <= 1:
             raise UserError(f"losses.decay is a factor per step in (0, 1], not {self.decay}.")
         self.mrstft.validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class PerceptualConfig:
+    """The listener of `losses.perceptual`, frozen and in no checkpoint.
+
+    weights: a directory with config.json and model.safetensors or pytorch_model.bin of Hugging Face's `WavLMModel`, or
+    its id there (extra `hub`). model: what these weights must be of. layers: whose features are compared, -1 for the
+    convolutions, which are all that upstream compares (spec TAAE section 6); the choice among the others is ours.
+    """
+
+    weights: str = "microsoft/wavlm-large"
+    model: WavLMConfig = wavlm.LARGE
+    layers: tuple[int, ...] = (wavlm.CONVOLUTIONS,)
+
+    def validate(self) -> None:
+        """Raises UserError for layers that the model has not."""
+        self.model.validate()
+        if not self.layers:
+            raise UserError("perceptual.layers must name at least one layer.")
+        for layer in self.layers:
+            wavlm.check_layer(self.model, layer)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,9 @@ from etils import epath
 from codec_jax import checkpoint, convert, experiment, models, storage
 from codec_jax.codec import Codec
 from codec_jax.convert import layout, upstream
+from codec_jax.convert import wavlm as convert_wavlm
 from codec_jax.errors import UserError
+from codec_jax.models.wavlm import WavLMConfig
 from codec_jax.storage import Extras
 
 CHECKPOINTS = "checkpoints"
@@ -79,6 +81,23 @@ def open_model(
     return _open_saved(path)
 
 
+def open_wavlm(source: epath.PathLike) -> tuple[WavLMConfig, layout.Tensors]:
+    """Config and tensors of Hugging Face's `WavLMModel`, in a directory or by its id on the hub.
+
+    Raises UserError, one sentence, where it is not there or no WavLM.
+    """
+    path = epath.Path(source)
+    if not path.exists():
+        path = _from_hub(str(source))
+    if not (path / storage.CONFIG).exists():
+        raise UserError(f"{path} is no WavLM: it has no {storage.CONFIG}.")
+    try:
+        cfg = convert_wavlm.read_config(storage.read_json(path / storage.CONFIG))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return cfg, upstream.read_weights(upstream.find_weights(path))[0]
+
+
 def _open_saved(directory: epath.Path) -> Model:
     config, variables, extras = storage.read(directory)
     family, cfg = experiment.codec_from_dict(config)
@@ -142,7 +161,7 @@ def _from_hub(name: str) -> epath.Path:
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.yaml", "*.safetensors", "model.ckpt", "model.pth"]
+    patterns = ["*.json", "*.yaml", "*.safetensors", "model.ckpt", "model.pth", "pytorch_model.bin"]
     try:
         return epath.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

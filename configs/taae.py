@@ -2,8 +2,17 @@
 
 import dataclasses
 
-from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, StageConfig, TrainingConfig
+from codec_jax.experiment import (
+    DataConfig,
+    Experiment,
+    LossConfig,
+    OptimConfig,
+    PerceptualConfig,
+    StageConfig,
+    TrainingConfig,
+)
 from codec_jax.losses.spectral import STFTLossConfig
+from codec_jax.models import wavlm
 from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.models.taae import FSQConfig, TAAEConfig
 
@@ -93,6 +102,21 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
     )
 
 
+def perceptual(pretrained: Experiment) -> Experiment:
+    """The paper's second stage: WavLM-Large listens too. It goes on from a run or a codec: --config.init_from=RUN."""
+    (judged,) = (stage.losses for name, stage in pretrained.stages.items() if name == "adversarial")
+    listener = dataclasses.replace(wavlm.LARGE, dtype="bfloat16", remat=True)
+    return dataclasses.replace(
+        pretrained,
+        optim=dataclasses.replace(pretrained.optim, learning_rate=1e-4),
+        perceptual=PerceptualConfig(model=listener, layers=(wavlm.CONVOLUTIONS, 6, 12, 18, 24)),
+        stages={
+            "perceptual": StageConfig(losses=dataclasses.replace(judged, perceptual=1.0, decay=1.0), discriminate=True)
+        },
+        training=dataclasses.replace(pretrained.training, steps=150_000),
+    )
+
+
 VARIANTS = {
     "nano": nano,
     "small": small,
@@ -100,4 +124,5 @@ VARIANTS = {
     "250m": lambda: large(768, (4, 9)),
     "500m": lambda: large(1024, (4, 10)),
     "1b": lambda: large(1024, (8, 20), batch_size=512),
+    "1b-perceptual": lambda: perceptual(large(1024, (8, 20), batch_size=512)),
 }

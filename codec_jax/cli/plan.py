@@ -136,9 +136,11 @@ def describe(found, hours: float | None) -> str:
         f"{found.batch_size} a step; remat {found.remat}; compiled in {found.compile_seconds:.0f} s",
         "",
         "parameters         " + ", ".join(f"{name} {n:,}" for name, n in found.params_by_player.items()),
+        *(f"teacher {name:<10} {of['params']:,} parameters, frozen" for name, of in found.teachers.items()),
         "",
         "memory per chip",
-        f"  state and batch  {_gib(found.argument_bytes)}",
+        f"  arguments        {_gib(found.argument_bytes)}: state, batch, teachers",
+        *(f"    of them {name:<7} {_gib(of['bytes'])}" for name, of in found.teachers.items()),
         f"  temporaries      {_gib(found.temp_bytes)}",
         f"  peak             {_gib(found.peak_bytes)} of {found.hbm_bytes / GIB:.0f} GiB: "
         + ("fits" if found.fits else "DOES NOT FIT"),

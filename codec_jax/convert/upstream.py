@@ -38,8 +38,8 @@ def open_source(source: epath.PathLike, weights: str = "ema", model_config: epat
         raise UserError(f"there is no {source}.")
     directory = source if source.is_dir() else source.parent
     family, config_path = _find_config(source, directory, model_config)
-    weights_path = _find_weights(source) if source.is_dir() else source
-    tensors, metadata = _read_weights(weights_path)
+    weights_path = find_weights(source) if source.is_dir() else source
+    tensors, metadata = read_weights(weights_path)
     config = configs.read(config_path)
     for prefix, kind in FAMILIES[family].PREFIXES:
         chosen = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
@@ -80,7 +80,7 @@ def _family_of(config: epath.Path) -> str:
     raise UserError(f"{config} is no model config: give a {known}.")
 
 
-def _find_weights(directory: epath.Path) -> epath.Path:
+def find_weights(directory: epath.Path) -> epath.Path:
     """model.* before others, safetensors before pickles; an only child of any name."""
     found = [path for path in sorted(directory.iterdir()) if path.suffix in _SAFETENSORS + _PICKLES]
     named = [path for path in found if path.stem == "model"]
@@ -94,7 +94,8 @@ def _find_weights(directory: epath.Path) -> epath.Path:
     raise UserError(f"{directory} has {what}.")
 
 
-def _read_weights(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_weights(path: epath.Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors by name, and the metadata of a safetensors file. Raises UserError for any other kind of file."""
     if path.suffix in _SAFETENSORS:
         return storage.read_tensors(path)
     if path.suffix in _PICKLES:

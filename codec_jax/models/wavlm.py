@@ -17,9 +17,22 @@ from codec_jax.errors import UserError
 from codec_jax.models.flops import Counts, conv
 from codec_jax.models.wavlm_network import CONVOLUTIONS, FrontEnd, Network, WavLMConfig
 
-__all__ = ["BASE", "CONVOLUTIONS", "LARGE", "WavLMConfig", "features", "flops", "init", "least_samples", "num_frames"]
+__all__ = [
+    "BASE",
+    "CONVOLUTIONS",
+    "LARGE",
+    "SAMPLE_RATE",
+    "WavLMConfig",
+    "check_layer",
+    "features",
+    "flops",
+    "init",
+    "least_samples",
+    "num_frames",
+]
 
 Variables = Any
+SAMPLE_RATE = 16_000
 BASE = WavLMConfig()
 LARGE = WavLMConfig(conv_norm="layer", width=1024, depth=24, num_heads=16, hidden=4096, pre_norm=True)
 
@@ -47,8 +60,7 @@ def features(
     audio that is too short.
     """
     for layer in layers:
-        if not CONVOLUTIONS <= layer <= cfg.depth:
-            raise UserError(f"this WavLM has layers {CONVOLUTIONS} (its convolutions) to {cfg.depth}, not {layer}.")
+        check_layer(cfg, layer)
     if audio.shape[1] < least_samples(cfg):
         raise UserError(f"WavLM hears {least_samples(cfg)} samples and more, not {audio.shape[1]}.")
     highest = max(layers)
@@ -59,6 +71,12 @@ def features(
         present = None if lengths is None else jnp.arange(num_frames(cfg, audio.shape[1])) < frames_of(cfg, lengths)
         heard = Network(cfg, highest).apply(_without_blocks_above(variables, highest), audio, present)
     return {layer: heard[layer] for layer in layers}
+
+
+def check_layer(cfg: WavLMConfig, layer: int) -> None:
+    """Raises UserError for one that is not there."""
+    if not CONVOLUTIONS <= layer <= cfg.depth:
+        raise UserError(f"this WavLM has layers {CONVOLUTIONS} (its convolutions) to {cfg.depth}, not {layer}.")
 
 
 def num_frames(cfg: WavLMConfig, samples: Any) -> Any:

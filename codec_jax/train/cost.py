@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from codec_jax import models
 from codec_jax.experiment import Experiment, LossConfig
 from codec_jax.losses.spectral import ESC_MEL_SCALES
-from codec_jax.models import discriminators
+from codec_jax.models import discriminators, wavlm
 from codec_jax.models.flops import stft_flops
 from codec_jax.train.stages import Stage
+from codec_jax.train.teachers import WAVLM
 
 Costs = dict[str, dict[str, float]]
 
@@ -34,6 +35,8 @@ def step_flops(experiment: Experiment, stage: Stage) -> Costs:
     if stage.discriminator_optim is not None:
         turn = experiment.training.alternate
         costs["discriminator"] = _discriminators(experiment, stage.losses.adversarial_terms, not turn)
+    if stage.losses.perceptual:
+        costs[WAVLM] = _wavlm(experiment)
     return {player: {kind: clips * count for kind, count in parts.items()} for player, parts in costs.items()}
 
 
@@ -69,6 +72,16 @@ def _discriminators(experiment: Experiment, heard: bool, train: bool) -> dict[st
     """
     whole = sum(discriminators.flops(experiment.discriminator, experiment.discriminator_samples).values())
     return {"forward": 2 * whole, "backward": (4 * train + heard) * whole}
+
+
+def _wavlm(experiment: Experiment) -> dict[str, float]:
+    """Original and decoded audio, and the answer on its way to the latter: of its weights no gradient is asked."""
+    config, channels = experiment.perceptual, models.FAMILIES[experiment.family].geometry(experiment.codec).channels
+    counts = wavlm.flops(config.model, experiment.crop_samples, max(config.layers))
+    once, products = channels * sum(counts.values()), channels * counts.get("blocks/attention", 0.0)
+    blocks = channels * sum(count for name, count in counts.items() if name.startswith("blocks/"))
+    again = blocks if config.model.remat else 0.0
+    return {"forward": 2 * once, "backward": once + products, "recompute": again}
 
 
 def _losses(losses: LossConfig, samples: int) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The run: data, state, steps, evaluations and checkpoints in one directory, resumable at any time."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,11 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, validation
+from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, teachers, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, State, from_tree, to_tree
+from codec_jax.train.warm_start import warm_start
 
 SAMPLES = "samples"
 
@@ -50,7 +52,7 @@ def run(experiment: Experiment, workdir: epath.PathLike) -> None:
         checkpoints = Checkpoints(
             workdir / CHECKPOINTS, experiment.training.keep_checkpoints, experiment.training.keep_every
         )
-        state, stage = start(experiment, mesh, checkpoints, data.batches)
+        state, stage = start(experiment, mesh, checkpoints, data.batches, print)
     first = int(state.step)
     log = Log(MetricsWriter(workdir, first, to_dict(experiment)), Progress(experiment.training.steps, first), ledger)
     log.progress.say(_summary(experiment, state, first))
@@ -111,7 +113,9 @@ def train(run: Run, state: State, stage: stages.Stage | None, request: stopping.
 def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, request: stopping.StopRequest) -> State:
     """Steps to the end of one stage, with the rhythm of `experiment.training`; the state after them."""
     rhythm, ledger, last = run.experiment.training, run.log.ledger, run.experiment.training.steps
-    train_step = step.make_train_step(run.experiment, stage, abstract, run.mesh)
+    with ledger.charge("init"):
+        frozen = teachers.load(run.experiment, stage, run.mesh)
+    train_step = step.make_train_step(run.experiment, stage, abstract, run.mesh, frozen)
     where = sharding.batch_sharding(run.mesh)
     first = int(state.step) + 1
     usage, before = 0, None
@@ -231,13 +235,16 @@ def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Arr
 
 
 def start(
-    experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches: Any
+    experiment: Experiment, mesh: Mesh, checkpoints: Checkpoints, batches: Any, say: Callable[[str], None]
 ) -> tuple[State, stages.Stage | None]:
-    """The newest checkpoint and its stage, the data iterator set to its position; or a fresh state and no stage."""
+    """The newest checkpoint and its stage, the data iterator set to its position; or a fresh state and no stage.
+
+    A fresh state has the weights of `experiment.init_from`, which `say` is told.
+    """
     all_stages, newest = stages.resolve(experiment), checkpoints.latest_step
     if newest is None:
         abstract = step.abstract_state(experiment, all_stages[0], mesh)
-        return step.init_state(experiment, all_stages[0], abstract), None
+        return warm_start(experiment, step.init_state(experiment, all_stages[0], abstract), say), None
     if newest > experiment.training.steps:
         raise UserError(
             f"this run is already at step {newest}, beyond training.steps={experiment.training.steps}: raise it."

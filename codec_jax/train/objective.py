@@ -1,6 +1,6 @@
 """What the codec is trained on: reconstruction terms of one forward pass, and what discriminators say of its audio."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,22 +8,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from codec_jax.experiment import LossConfig
-from codec_jax.losses import adversarial, spectral, waveform
+from codec_jax.losses import adversarial, perceptual, spectral, waveform
 from codec_jax.models import discriminators
 from codec_jax.models.discriminators import Judgement
 from codec_jax.models.protocol import Forward
 
 PyTree = Any
 Terms = dict[str, Float[Array, ""]]
+Listener = Callable[[Float[Array, "clip time"]], Mapping[int, Float[Array, "clip frame _"]]]
 
 
 def reconstruction(
-    forward: Forward, losses: LossConfig, sample_rate: int, fade: float | Array = 1.0
+    forward: Forward, losses: LossConfig, sample_rate: int, fade: float | Array = 1.0, listen: Listener | None = None
 ) -> tuple[Float[Array, ""], Terms]:
     """The weighted sum and every term unweighted, by the names under which they are logged.
 
     fade: a factor of the weights, see `LossConfig.decay`. Terms of weight zero are neither computed nor logged. The
     spectral convergence of `stft` is measured against the decoded audio, as upstream calls it (spec TAAE section 6).
+    listen: [clip, time] to features by layer, for `perceptual`, which does not fade.
     """
     real, fake = forward.target.swapaxes(1, 2), forward.audio.swapaxes(1, 2)  # [batch, channel, time]
     flat_real, flat_fake = (x.reshape(-1, x.shape[-1]) for x in (real, fake))
@@ -35,6 +37,10 @@ def reconstruction(
     }
     terms = {name: term() for name, (weight, term) in computed.items() if weight}
     total = fade * sum((computed[name][0] * value for name, value in terms.items()), jnp.float32(0.0))
+    if losses.perceptual and listen is not None:
+        heard = [listen(perceptual.levelled(audio)) for audio in (jax.lax.stop_gradient(flat_real), flat_fake)]
+        terms["perceptual"] = perceptual.feature_distance(*heard)
+        total += losses.perceptual * terms["perceptual"]
     for name, value in forward.losses.items():
         if weight := getattr(losses, name):  # a weight of zero, and not zero times infinity
             total += weight * value

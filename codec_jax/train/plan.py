@@ -18,7 +18,8 @@ from codec_jax import models
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment, MeshConfig
 from codec_jax.ops import platform
-from codec_jax.train import chips, cost, hlo, sharding, stages, step
+from codec_jax.settings import TERMS
+from codec_jax.train import chips, cost, hlo, sharding, stages, step, teachers
 from codec_jax.train.state import CODEC, State, init
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -28,10 +29,11 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Plan:
     """One step on one topology. Bytes are per device, FLOPs of the whole step, seconds per step.
 
-    batch_per_device: clips per data shard, all `training.accumulate` parts together. argument_bytes: the state and the
-    batch. peak_bytes: arguments, temporaries, results that reuse no argument, and the program; where it does not fit,
-    what the compiler says it would need. flops_per_step: without recomputation, flops_executed: with. memory_bytes:
-    read and written in HBM. compute_, memory_, network_seconds: the three bounds, step_seconds: the largest of them.
+    batch_per_device: clips per data shard, all `training.accumulate` parts together. teachers: parameters and bytes of
+    the frozen networks that losses listen to, by name. argument_bytes: the state, the batch and the teachers.
+    peak_bytes: arguments, temporaries, results that reuse no argument, and the program; where it does not fit, what the
+    compiler says it would need. flops_per_step: without recomputation, flops_executed: with. memory_bytes: read and
+    written in HBM. compute_, memory_, network_seconds: the three bounds, step_seconds: the largest of them.
     compiler_seconds: the compiler's estimate of its kernels one after the other, without the network.
     audio_rate_upper_bound: seconds of audio per second and chip. message: the compiler's, where it does not fit.
     """
@@ -48,6 +50,7 @@ class Plan:
     crop_seconds: float
     params: int
     params_by_player: dict[str, int]
+    teachers: dict[str, dict[str, int]]
     hbm_bytes: int
     argument_bytes: int
     temp_bytes: int
@@ -123,10 +126,9 @@ def undominated(everything: Sequence[stages.Stage]) -> list[stages.Stage]:
 
 def _covers(more: stages.Stage, less: stages.Stage) -> bool:
     """Whether `more` has every player, loss and trained part of `less`."""
-    terms = ("l1", "l2", "stft", "mel", "adversarial", "feature_matching", "commitment", "codebook", "spectrum")
     return (
         (more.discriminator_optim is not None or less.discriminator_optim is None)
-        and all(getattr(more.losses, term) or not getattr(less.losses, term) for term in terms)
+        and all(getattr(more.losses, term) or not getattr(less.losses, term) for term in TERMS)
         and more.losses.mrstft == less.losses.mrstft
         and more.optim.name == less.optim.name
         and set(more.freeze) <= set(less.freeze)
@@ -162,6 +164,7 @@ def _plan_stage(
         crop_seconds=crop_seconds,
         params=params[CODEC],
         params_by_player=params,
+        teachers=_teachers(experiment, stage, mesh),
         hbm_bytes=chip.hbm_bytes,
         flops_per_step=cost.total(flops, recompute=False),
         flops_executed=cost.total(flops, recompute=True),
@@ -176,6 +179,18 @@ def _plan_stage(
 def _parameters(experiment: Experiment, stage: stages.Stage) -> dict[str, int]:
     players = jax.eval_shape(lambda: nn.unbox(init(experiment, stage))).players
     return {name: sum(leaf.size for leaf in jax.tree.leaves(player.params)) for name, player in players.items()}
+
+
+def _teachers(experiment: Experiment, stage: stages.Stage, mesh: jax.sharding.Mesh) -> dict[str, dict[str, int]]:
+    found = {}
+    for name, variables in teachers.abstract(experiment, stage, mesh).items():
+        leaves = jax.tree.leaves(variables)
+        found[name] = {"params": sum(leaf.size for leaf in leaves), "bytes": sum(_bytes_per_device(x) for x in leaves)}
+    return found
+
+
+def _bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _compile(lowered: Any) -> tuple[Any, str]:
@@ -204,8 +219,7 @@ def _memory(compiled: Any, chip: chips.Chip) -> dict[str, Any]:
 
 def _memory_wanted(message: str, abstract: State, chip: chips.Chip) -> dict[str, Any]:
     """Bytes per device, of what the compiler refused: "Used 18.2G of 15.75G hbm"."""
-    leaves = jax.tree.leaves(abstract)
-    arguments = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    arguments = sum(map(_bytes_per_device, jax.tree.leaves(abstract)))
     found = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
     peak = int(float(found.group(1)) * _UNITS[found.group(2)]) if found else max(chip.hbm_bytes, arguments)
     return {

@@ -1,4 +1,4 @@
-"""The training step: a pure function of (state, batch), jitted with shardings and donation.
+"""The training step: a pure function of (state, batch, teachers), jitted with shardings and donation.
 
 One forward pass of the codec serves both players. Its audio goes before the discriminators, scale by scale; what they
 answer comes back as a gradient of the audio, joins that of the reconstruction terms, and flows through the codec once.
@@ -20,9 +20,10 @@ from codec_jax import models
 from codec_jax.experiment import Experiment
 from codec_jax.models.protocol import Keys, spread
 from codec_jax.quantizers.vq import POINTS
-from codec_jax.train import codebooks, objective, optim, sharding
+from codec_jax.train import codebooks, objective, optim, sharding, teachers
 from codec_jax.train.stages import Stage
 from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, init
+from codec_jax.train.teachers import Teachers
 
 PyTree = Any
 Batch = Mapping[str, Array]
@@ -83,18 +84,18 @@ def _zeros(abstract: PyTree) -> PyTree:
 
 
 def make_train_step(
-    experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh
+    experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, frozen: Teachers | None = None
 ) -> Callable[..., tuple[State, Metrics]]:
     """The step (state, batch, updates done) -> (state, metrics) of a stage.
 
     The number matters with `training.alternate` alone, where it says whose turn it is. Metrics are float32 scalars, and
-    `usage`, the counts [dim, level] of the codes.
+    `usage`, the counts [dim, level] of the codes. frozen: the stage's teachers, where it has any.
     """
     turns = [_jitted(experiment, stage, abstract, mesh, who) for who in _turns(experiment, stage)]
 
     def call(state: State, batch: Batch, done: int = 0) -> tuple[State, Metrics]:
         with on_mesh(mesh):
-            return turns[done % len(turns)](state, batch)
+            return turns[done % len(turns)](state, batch, frozen or {})
 
     return call
 
@@ -111,7 +112,7 @@ def lower_train_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> jax.st
     }
     step = _jitted(experiment, stage, abstract, mesh, _turns(experiment, stage)[0])
     with on_mesh(mesh):
-        return step.lower(abstract, batch)
+        return step.lower(abstract, batch, teachers.abstract(experiment, stage, mesh))
 
 
 def _turns(experiment: Experiment, stage: Stage) -> tuple[tuple[str, ...], ...]:
@@ -122,10 +123,10 @@ def _turns(experiment: Experiment, stage: Stage) -> tuple[tuple[str, ...], ...]:
 
 
 def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, who: tuple[str, ...]):
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    where, heard = jax.tree.map(lambda leaf: leaf.sharding, (abstract, teachers.abstract(experiment, stage, mesh)))
     return jax.jit(
-        lambda state, batch: train_step(experiment, stage, where, who, state, batch),
-        in_shardings=(where, dict.fromkeys(("audio", "place"), sharding.batch_sharding(mesh))),
+        lambda state, batch, frozen: train_step(experiment, stage, where, who, state, batch, frozen),
+        in_shardings=(where, dict.fromkeys(("audio", "place"), sharding.batch_sharding(mesh)), heard),
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
@@ -152,10 +153,16 @@ def compiler_options(platform: str) -> dict[str, str]:
 
 
 def train_step(
-    experiment: Experiment, stage: Stage, where: State, who: tuple[str, ...], state: State, batch: Batch
+    experiment: Experiment,
+    stage: Stage,
+    where: State,
+    who: tuple[str, ...],
+    state: State,
+    batch: Batch,
+    frozen: Teachers,
 ) -> tuple[State, Metrics]:
     """One update of the players in `who`, or of none where anything is not finite or spikes (then it is counted)."""
-    found = accumulated(experiment, stage, who, state, batch)
+    found = accumulated(experiment, stage, who, state, batch, frozen)
     # Left alone, XLA may keep gradients whole on every device: pin them to the shardings of their parameters.
     pinned = {name: where.players[name].params for name in found.grads}
     grads = jax.lax.with_sharding_constraint(found.grads, pinned)
@@ -238,24 +245,33 @@ class Found(NamedTuple):
     points: PyTree
 
 
-def accumulated(experiment: Experiment, stage: Stage, who: tuple[str, ...], state: State, batch: Batch) -> Found:
+def accumulated(
+    experiment: Experiment,
+    stage: Stage,
+    who: tuple[str, ...],
+    state: State,
+    batch: Batch,
+    frozen: Teachers | None = None,
+) -> Found:
     """The gradients of a batch, in `training.accumulate` parts one after the other."""
     audio, parts = batch["audio"].swapaxes(1, 2), experiment.training.accumulate
     keys = spread(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), batch["place"])
     if parts == 1:
-        return gradients(experiment, stage, who, state, audio, keys)
+        return gradients(experiment, stage, who, state, audio, keys, frozen or {})
 
     def parted(x: Array) -> Array:  # part i has clips i, i + parts, ...: every device has its share of every part
         return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(carry: Found, part: tuple[Array, Array]) -> tuple[Found, None]:
         now = dataclasses.replace(state, batch_stats=carry.batch_stats)
-        found = gradients(experiment, stage, who, now, part[0], Keys(keys.step, part[1]))
+        found = gradients(experiment, stage, who, now, part[0], Keys(keys.step, part[1]), frozen or {})
         grads, metrics = jax.tree.map(jnp.add, (carry.grads, carry.metrics), (found.grads, found.metrics))
         return Found(grads, metrics, found.batch_stats, found.points), None
 
     shapes = jax.eval_shape(
-        lambda: gradients(experiment, stage, who, state, parted(audio)[0], Keys(keys.step, parted(keys.clips)[0]))
+        lambda: gradients(
+            experiment, stage, who, state, parted(audio)[0], Keys(keys.step, parted(keys.clips)[0]), frozen or {}
+        )
     )
     zeros: Found = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), (parted(audio), parted(keys.clips)))
@@ -271,6 +287,7 @@ def gradients(
     state: State,
     audio: Float[Array, "batch time channel"],
     keys: Keys,
+    frozen: Teachers,
 ) -> Found:
     """Both players' gradients from one forward pass of the codec."""
     family, losses = models.FAMILIES[experiment.family], stage.losses
@@ -280,7 +297,8 @@ def gradients(
     def generate(params):
         variables = {"params": _without_frozen(params, stage.freeze), "batch_stats": state.batch_stats}
         forward = family.forward(experiment.codec, variables, audio, keys, train=True, quantise=stage.quantise)
-        loss, terms = objective.reconstruction(forward, losses, family.geometry(experiment.codec).sample_rate, fade)
+        rate, listen = family.geometry(experiment.codec).sample_rate, teachers.listener(experiment, frozen)
+        loss, terms = objective.reconstruction(forward, losses, rate, fade, listen)
         heard = nn.with_logical_constraint(forward.audio, ("batch", "time", None))
         return (heard, loss), (forward, terms)
 

@@ -1,0 +1,78 @@
+"""A run that begins with weights of another: `Experiment.init_from`. What is restored and what is fresh is said."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from codec_jax import checkpoint, sources, storage
+from codec_jax.convert import layout
+from codec_jax.errors import UserError
+from codec_jax.experiment import Experiment
+from codec_jax.train.state import CODEC, DISCRIMINATOR, Player, State
+
+PyTree = Any
+
+
+def warm_start(experiment: Experiment, state: State, say: Callable[[str], None]) -> State:
+    """The fresh `state` with the codec of `experiment.init_from`, and its discriminators where it is a run with such.
+
+    Parameters and their average become the source's averaged weights; moments stay fresh. say: hears one line.
+    Raises UserError where the source is of another family, or a tensor has another shape.
+    """
+    source = experiment.init_from
+    if source is None:
+        return state
+    model = sources.open_model(source)
+    if model.family != experiment.family:
+        raise UserError(
+            f"init_from={source} is {_article(model.family)}, and this run trains {_article(experiment.family)}."
+        )
+    found = layout.materialise(model.variables)
+    players = {**state.players, CODEC: _replaced(state.players[CODEC], found["params"], source)}
+    restored = ["codec"]
+    batch_stats = state.batch_stats
+    if batch_stats:
+        batch_stats = _placed(found[storage.STATISTICS], batch_stats, source)
+    judges = _discriminators(source) if DISCRIMINATOR in players else None
+    if judges is not None:
+        players[DISCRIMINATOR] = _replaced(players[DISCRIMINATOR], judges, source)
+        restored.append("discriminators")
+    fresh = [name for name in players if name == DISCRIMINATOR and judges is None]
+    weights = f" ({model.weights} weights)" if model.weights else ""
+    say(f"from {source}{weights}: {' and '.join(restored)}; fresh: {', '.join([*fresh, 'moments', 'step count'])}")
+    return dataclasses.replace(state, players=players, batch_stats=batch_stats)
+
+
+def _discriminators(source: str) -> PyTree | None:
+    directory = epath.Path(source) / sources.CHECKPOINTS
+    if not directory.exists():
+        return None
+    return checkpoint.restore_subtree(directory, ("players", DISCRIMINATOR, "params"))[0]
+
+
+def _replaced(player: Player, params: PyTree, source: str) -> Player:
+    params = _placed(params, player.params, source)
+    return dataclasses.replace(player, params=params, ema=player.ema and jax.tree.map(lambda x: x.copy(), params))
+
+
+def _placed(found: PyTree, wanted: PyTree, source: str) -> PyTree:
+    """Arrays of the source as those of the state are placed. Raises UserError naming the first that does not fit."""
+    theirs, ours = storage.flatten(found), storage.flatten(wanted)
+    for name in sorted(theirs.keys() | ours.keys()):
+        shapes = [tuple(tree[name].shape) if name in tree else "not there" for tree in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"init_from={source} is of another size: its {name} is {shapes[0]}, and here {shapes[1]}.")
+
+    def place(array, leaf):
+        host = np.asarray(array).astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
+
+    return jax.tree.map(place, found, wanted)
+
+
+def _article(family: str) -> str:
+    return f"{'an' if family[0] in 'aeiou' else 'a'} {family.upper()}"
