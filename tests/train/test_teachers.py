@@ -88,25 +88,50 @@ def test_on_meshes(weights):
             np.testing.assert_allclose(ours, theirs, atol=max(floor, 1e-5 * np.abs(theirs).max()), rtol=0)
 
 
-def test_the_listener_moves_the_codec_and_is_in_no_checkpoint(weights, corpus, tmp_path):
-    config = listening(weights, steps=3, eval_every=3, checkpoint_every=3, log_every=1)
-    data = dataclasses.replace(config.data, train=f"{corpus}/train", valid=f"{corpus}/valid")
-    loop.run(dataclasses.replace(config, data=data), tmp_path / "run")
-    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(row["train/perceptual"] > 0 for row in rows if "train/loss" in row)
-    assert checkpoint.restore_subtree(tmp_path / "run" / "checkpoints", ("players",))[0].keys() == {CODEC}
-    going_on = dataclasses.replace(
-        config, data=data, init_from=str(tmp_path / "run"), training=dataclasses.replace(config.training, steps=1)
+def training(weights, corpus, **rhythm):
+    config = listening(weights, eval_every=4, checkpoint_every=2, log_every=1, **{"steps": 4, **rhythm})
+    return tiny.changed(
+        config,
+        data=tiny.changed(config.data, train=f"{corpus}/train", valid=f"{corpus}/valid"),
+        optim=tiny.changed(config.optim, schedule="constant", warmup_steps=1),  # the same for two steps and four
     )
+
+
+@pytest.fixture(scope="module")
+def trained(weights, corpus, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("listening") / "run"
+    loop.run(training(weights, corpus), workdir)
+    return workdir
+
+
+def players(workdir):
+    return checkpoint.restore_subtree(workdir / "checkpoints", ("players",))[0]
+
+
+def test_it_is_heard_and_in_no_checkpoint(trained):
+    rows = [json.loads(row) for row in (trained / "metrics.jsonl").read_text().splitlines()]
+    heard = [row["train/perceptual"] for row in rows if "train/loss" in row]
+    assert len(heard) == 4
+    assert min(heard) > 0
+    assert players(trained).keys() == {CODEC}
+
+
+def test_stopped_and_resumed_equals_uninterrupted(weights, corpus, trained, tmp_path):
+    for steps in (2, 4):
+        loop.run(training(weights, corpus, steps=steps), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, players(tmp_path / "run"), players(trained))
+
+
+def test_a_run_begins_with_another_ones_average(weights, corpus, trained, tmp_path):
+    going_on = dataclasses.replace(training(weights, corpus), init_from=str(trained))
     said = []
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     checkpoints = checkpoint.Checkpoints(tmp_path / "none", keep=1)
     state, _ = loop.start(going_on, mesh, checkpoints, None, said.append)
     checkpoints.close()
-    averaged = checkpoint.restore_subtree(tmp_path / "run" / "checkpoints", ("players", CODEC, "ema"))[0]
-    jax.tree.map(np.testing.assert_array_equal, state.players[CODEC].params, averaged)
+    jax.tree.map(np.testing.assert_array_equal, state.players[CODEC].params, players(trained)[CODEC]["ema"])
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(state.players[CODEC].opt_state))
-    assert said == [f"from {tmp_path / 'run'} (ema weights): codec; fresh: moments, step count"]
+    assert said == [f"from {trained} (ema weights): codec; fresh: moments, step count"]
 
 
 def test_only_what_is_heard_is_loaded(weights):
