@@ -135,6 +135,15 @@ def _covers(more: stages.Stage, less: stages.Stage) -> bool:
     )
 
 
+def teachers_of(experiment: Experiment, stage: stages.Stage, mesh: jax.sharding.Mesh) -> dict[str, dict[str, int]]:
+    """Parameters, and bytes per device, of the stage's teachers by name."""
+    found = {}
+    for name, variables in teachers.abstract(experiment, stage, mesh).items():
+        leaves = jax.tree.leaves(variables)
+        found[name] = {"params": sum(leaf.size for leaf in leaves), "bytes": sum(_bytes_per_device(x) for x in leaves)}
+    return found
+
+
 def _plan_stage(
     experiment: Experiment, stage: stages.Stage, mesh: jax.sharding.Mesh, topology: str, slices: int
 ) -> Plan:
@@ -164,7 +173,7 @@ def _plan_stage(
         crop_seconds=crop_seconds,
         params=params[CODEC],
         params_by_player=params,
-        teachers=_teachers(experiment, stage, mesh),
+        teachers=teachers_of(experiment, stage, mesh),
         hbm_bytes=chip.hbm_bytes,
         flops_per_step=cost.total(flops, recompute=False),
         flops_executed=cost.total(flops, recompute=True),
@@ -179,14 +188,6 @@ def _plan_stage(
 def _parameters(experiment: Experiment, stage: stages.Stage) -> dict[str, int]:
     players = jax.eval_shape(lambda: nn.unbox(init(experiment, stage))).players
     return {name: sum(leaf.size for leaf in jax.tree.leaves(player.params)) for name, player in players.items()}
-
-
-def _teachers(experiment: Experiment, stage: stages.Stage, mesh: jax.sharding.Mesh) -> dict[str, dict[str, int]]:
-    found = {}
-    for name, variables in teachers.abstract(experiment, stage, mesh).items():
-        leaves = jax.tree.leaves(variables)
-        found[name] = {"params": sum(leaf.size for leaf in leaves), "bytes": sum(_bytes_per_device(x) for x in leaves)}
-    return found
 
 
 def _bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:

@@ -111,8 +111,9 @@ def lower_train_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> jax.st
         "place": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=where),
     }
     step = _jitted(experiment, stage, abstract, mesh, _turns(experiment, stage)[0])
+    frozen = teachers.abstract(experiment, stage, mesh)
     with on_mesh(mesh):
-        return step.lower(abstract, batch, teachers.abstract(experiment, stage, mesh))
+        return step.lower(abstract, batch, frozen)
 
 
 def _turns(experiment: Experiment, stage: Stage) -> tuple[tuple[str, ...], ...]:

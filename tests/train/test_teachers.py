@@ -18,7 +18,7 @@ from codec_jax.convert import wavlm as convert
 from codec_jax.errors import UserError
 from codec_jax.experiment import LossConfig, MeshConfig, PerceptualConfig, from_dict, to_dict
 from codec_jax.models.taae import FSQConfig
-from codec_jax.train import cost, loop, sharding, stages, step, teachers
+from codec_jax.train import cost, loop, plan, sharding, stages, step, teachers
 from codec_jax.train.state import CODEC
 from tests import tiny, tiny_esc
 
@@ -151,6 +151,20 @@ def test_half_precision_weights(weights):
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     found = teachers.load(config, stages.resolve(config)[0], mesh)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype("bfloat16")}
+
+
+def test_its_part_of_a_plan(weights):
+    """Parameters and bytes per device, of 8; the step is lowered without the weights."""
+    config, mesh = listening(weights), sharding.make_mesh(MeshConfig(1, 8, 1), jax.devices()[:8])
+    (stage,) = stages.resolve(config)
+    frozen = teachers.load(config, stage, mesh)
+    leaves = jax.tree.leaves(frozen)
+    count, share = sum(leaf.size for leaf in leaves), sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    assert plan.teachers_of(config, stage, mesh) == {"wavlm": {"params": count, "bytes": share}}
+    assert share < 4 * count / 2
+    without = tiny.changed(config, perceptual=tiny.changed(config.perceptual, weights="nowhere"))
+    (_, _, wanted), _ = step.lower_train_step(without, stage, mesh).in_avals
+    assert jax.tree.map(jnp.shape, wanted) == jax.tree.map(jnp.shape, frozen)
 
 
 def test_its_work_is_counted(weights):
