@@ -15,6 +15,7 @@ from codec_jax.errors import UserError
 from codec_jax.nn.conv import gathered
 from codec_jax.nn.linear import Linear, partitioned, torch_uniform
 from codec_jax.nn.norm import LayerNorm
+from codec_jax.ops.gelu import gelu
 
 CONVOLUTIONS = -1
 """Stands for the front end's features, as upstream's losses number them; 0 is what enters the first layer."""
@@ -106,7 +107,7 @@ class FrontEnd(nn.Module):
                 x = LayerNorm(1e-5, use_bias=True, axis_name=None, name=f"norm_{i}")(x)
             elif i == 0:
                 x = _ChannelNorm(name="norm_0")(x)
-            x = nn.gelu(x, approximate=False)
+            x = gelu(x)
         return x
 
 
@@ -167,7 +168,7 @@ class _Positions(nn.Module):
             dimension_numbers=("NWC", "WIO", "NWC"),
             feature_group_count=cfg.position_groups,
         )
-        return nn.gelu(y + bias.astype(dtype), approximate=False)
+        return gelu(y + bias.astype(dtype))
 
 
 class _PositionBias(nn.Module):
@@ -238,7 +239,7 @@ class _MLP(nn.Module):
     def __call__(self, x: Float[Array, "batch frame dim"]) -> Float[Array, "batch frame dim"]:
         cfg, dtype = self.config, jnp.dtype(self.config.dtype)
         h = Linear((cfg.hidden,), ("embed",), ("mlp",), dtype=dtype, name="in")(x)
-        return Linear((cfg.width,), ("mlp",), ("embed",), dtype=dtype, name="out")(nn.gelu(h, approximate=False))
+        return Linear((cfg.width,), ("mlp",), ("embed",), dtype=dtype, name="out")(gelu(h))
 
 
 def distance_buckets(frames: int, num_buckets: int, max_distance: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from codec_jax.nn.linear import Linear, partitioned
 from codec_jax.nn.norm import LayerNorm
 from codec_jax.nn.transformer import Valid
+from codec_jax.ops.gelu import gelu
 
 NORM_EPSILON = 1e-5
 _APART = -100.0  # upstream's; finite, so that a row of it alone is still a distribution
@@ -127,8 +128,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
         h = Linear((self.hidden,), ("embed",), ("mlp",), dtype=self.dtype, name="linear_1")(x)
-        h = nn.gelu(h, approximate=False)
-        return Linear((x.shape[-1],), ("mlp",), ("embed",), dtype=self.dtype, name="linear_2")(h)
+        return Linear((x.shape[-1],), ("mlp",), ("embed",), dtype=self.dtype, name="linear_2")(gelu(h))
 
 
 class SwinBlock(nn.Module):

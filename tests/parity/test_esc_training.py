@@ -41,13 +41,13 @@ class Training:
         )
         self.rest = {k: v for k, v in self.case.variables.items() if k != "params"}
 
-    def run(self, run, params=None, rest=None, pin=False):
+    def run(self, run, params=None, rest=None, pin=False, seed=0):
         """run: "s1", "s2", ..., "freeze". pin: differentiate at the recorded spectrum and audio."""
         streams = self.case.cfg.bottleneck.num_streams if run == "freeze" else int(run[1:])
         return self.step(
             self.case.variables["params"] if params is None else params,
             self.rest if rest is None else rest,
-            self.case.audio,
+            last_bits_changed(self.case.audio, seed),
             jnp.int32(streams),
             self.pin(run, pin),
             quantise=run != "freeze",
@@ -114,7 +114,7 @@ def test_gradients(training, golden, run):
 def trajectory(request, golden):
     """Two steps of pre-training, then three with 2, 4, 1 streams; as upstream, all parameters decay."""
     training = Training(golden, request.param)
-    return request.param, training.case.meta["trajectory"]["steps"], *five_steps(training)
+    return training, training.case.meta["trajectory"]["steps"], *five_steps(training, 0)
 
 
 def compare_steps(trajectory, steps):
@@ -135,29 +135,29 @@ def test_five_steps_of_adamw(trajectory):
 
 
 def test_later_steps_are_as_near_as_pytorch_comes(golden, trajectory):
-    """The same steps by the twin, in float64 and with last bits of the audio changed, end up to 2 % (total) and 4 %
-    (codebook term) from the recorded ones: AdamW makes whole steps of gradients that roundoff decides. Ours are asked
-    to be no farther off than three times the farthest of those runs.
+    """AdamW makes whole steps of gradients that roundoff decides, so that a single run is a draw: the twin's, in
+    float64 and with last bits of the audio changed, are up to 2 % (total) and 12 % (codebook term) from the recorded
+    one. Of as many draws of ours the middle one is asked to be no farther off than the farthest of those.
     """
-    name, recorded, ours, _ = trajectory
-    theirs = [twin_steps(golden, name, torch.float64, 0)]
-    theirs += [twin_steps(golden, name, torch.float32, seed) for seed in range(4)]
+    training, recorded, ours, _ = trajectory
+    name, seeds = training.case.name, range(1, 9)
+    theirs = [twin_steps(golden, name, torch.float64, 0), *(twin_steps(golden, name, torch.float32, s) for s in seeds)]
+    draws = [ours, *(five_steps(training, seed)[0] for seed in seeds)]
 
-    def off(steps, n, loss):
-        return abs(steps[n][loss] - recorded[n][loss])
+    def off(runs, n, loss):
+        return [abs(steps[n][loss] - recorded[n][loss]) for steps in runs]
 
-    missed = 0.0
     for n in range(2, 5):
         for loss in ("loss", *LOSSES):
-            spread = max(off(steps, n, loss) for steps in theirs)
-            assert off(ours, n, loss) < 3 * spread, (n, loss)
-        missed = max(missed, *(off(steps, n, "loss") / recorded[n]["loss"] for steps in theirs))
+            assert np.median(off(draws, n, loss)) <= max(off(theirs, n, loss)), (n, loss)
+    missed = max(max(off(theirs, n, "loss")) / recorded[n]["loss"] for n in range(2, 5))
     assert missed > 2e-3  # else the test above should pass
 
 
 def test_five_steps_go_upstreams_way(golden, trajectory):
     """A coarse net under the test above: cosines of the whole movement are 0.95 (A) and 0.9999; large tensors decide."""
-    name, _, _, parameters = trajectory
+    training, _, _, parameters = trajectory
+    name = training.case.name
     before, after, ways = golden(f"esc/{name}/model.safetensors"), golden(f"esc/{name}/trajectory.safetensors"), []
     for tensor in after.keys() & parameters.keys():
         if tensor.endswith("conv.bias") and "blocks" in tensor:
@@ -174,8 +174,10 @@ def test_five_steps_go_upstreams_way(golden, trajectory):
     assert cosine > 0.9
 
 
-def five_steps(training):
-    """Means of the losses of every step, and the parameters and statistics after them by upstream's names."""
+def five_steps(training, seed):
+    """Means of the losses of every step, and the parameters and statistics after them by upstream's names. seed: see
+    `last_bits_changed`.
+    """
     optimiser = optax.chain(
         optax.clip_by_global_norm(0.5), optax.adamw(1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
     )
@@ -189,21 +191,24 @@ def five_steps(training):
 
     for step in training.case.meta["trajectory"]["steps"]:
         run = "freeze" if step["freeze"] else f"s{step['num_streams']}"
-        (total, (losses, _, _, rest)), gradients = training.run(run, params, rest)
+        (total, (losses, _, _, rest)), gradients = training.run(run, params, rest, seed=seed)
         params, state = update(gradients, state, params)
         steps.append({"loss": float(total), **{loss: float(losses[loss].mean()) for loss in LOSSES}})
     tensors = by_upstreams_name(convert.leaves(training.case.cfg), params)
     return steps, tensors | by_upstreams_name(convert.statistics(training.case.cfg), rest.get("batch_stats", {}))
 
 
+def last_bits_changed(audio, seed):
+    """The audio with noise in its last bits; with seed 0 as it is."""
+    noise = np.random.default_rng(seed).standard_normal(audio.shape) if seed else 0.0
+    return (np.asarray(audio) * (1 + 1e-7 * noise)).astype(np.float32)
+
+
 def twin_steps(golden, name, dtype, seed):
-    """`five_steps` by the twin and PyTorch's AdamW. seed: of changes in the last bits of the audio; 0 for none."""
+    """`five_steps` by the twin and PyTorch's AdamW. seed: see `last_bits_changed`."""
     meta = json.loads((golden.path(f"esc/{name}") / "meta.json").read_text())
     twin, weights = pytorch.load(golden.path(f"esc/{name}")).to(dtype).train(), meta["loss_weights"]
-    audio = torch.from_numpy(golden(f"esc/{name}/golden.safetensors")["audio"]).to(dtype)
-    if seed:
-        noise = torch.randn(audio.shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-        audio = audio * (1 + 1e-7 * noise)
+    audio = torch.from_numpy(last_bits_changed(golden(f"esc/{name}/golden.safetensors")["audio"], seed)).to(dtype)
     optimiser = torch.optim.AdamW(twin.parameters(), lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
     steps = []
     for step in meta["trajectory"]["steps"]:
