@@ -1,12 +1,11 @@
 """A small multilingual speech corpus made on the spot by espeak-ng: training starts without a download.
 
 Ten languages, sentences of our own (sentences.json), formant voices. It is a stand-in: pitch, rhythm, phones
-and pauses are those of speech, the timbre is a robot's. espeak-ng is GPL, so it is loaded at run time
-and only behind the extra `demo`.
+and pauses are those of speech, the timbre is a robot's. It comes with what was said when. espeak-ng is GPL, so it is
+loaded at run time and only behind the extra `demo`.
 """
 
 import contextlib
-import ctypes
 import hashlib
 import importlib.resources
 import json
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from codec_jax.audio import files
 from codec_jax.audio.resample import resample
+from codec_jax.data import espeak, timings
 from codec_jax.errors import UserError
 
 SAMPLE_RATE = 16_000
@@ -35,14 +35,11 @@ VOICES = {
 }
 VALID_SENTENCES = 3  # the last ones of every language
 CLIPS = {"train": 700, "valid": 30}
-_RECIPE = 1  # raise it when a change here changes the audio
+_RECIPE = 2  # raise it when a change here, or in ipa_arpabet.json, changes the audio or its transcripts
 _TRIM = 10 ** (-45 / 20)  # of the peak
 _MARGIN = 0.05  # seconds of near-silence left at both ends
 
-# espeak-ng's speak_lib.h
-_SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
-_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
-_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+_RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4  # espeak-ng's speak_lib.h
 
 
 class Utterance(NamedTuple):
@@ -73,9 +70,9 @@ def default_corpus() -> pathlib.Path:
 def synthesise(directory: str | os.PathLike[str], seed: int = 0, clips: int | None = None) -> pathlib.Path:
     """Speak `clips` training clips (None: 700, 37 minutes) and a tenth as many (at most 30) for validation.
 
-    Makes train/*.flac, valid/*.flac (16 kHz, mono, 16 bits) and transcripts.tsv in `directory`; validation
-    has sentences and voices of its own. The same arguments give the same bytes. All is written to a temporary
-    directory beside and renamed. Two processes may race: the first one wins.
+    Makes train/*.flac, valid/*.flac (16 kHz, mono, 16 bits), a word-aligned NAME.json beside each (transcripts.py) and
+    transcripts.tsv in `directory`; validation has sentences and voices of its own. The same arguments give the same
+    bytes. All is written to a temporary directory beside and renamed. Two processes may race: the first one wins.
     Raises: UserError where the directory holds something, clips < 1, or the extra `demo` is not installed.
     """
     directory = pathlib.Path(directory)
@@ -85,7 +82,7 @@ def synthesise(directory: str | os.PathLike[str], seed: int = 0, clips: int | No
         raise UserError(f"cannot synthesise {clips} clips; ask for at least 1")
     train = CLIPS["train"] if clips is None else clips
     plan = _plan("train", train, seed) + _plan("valid", min(CLIPS["valid"], max(1, train // 10)), seed)
-    library = _library()  # before anything is written
+    library = espeak.library("point --config.data.train at a directory of recordings")  # before anything is written
     directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".tmp", dir=directory.parent))
     try:
@@ -135,59 +132,51 @@ def _plan(part: str, clips: int, seed: int) -> list[Utterance]:
 def _write(plan: list[Utterance], directory: pathlib.Path, library: tuple[str, str]) -> None:
     for part in VOICES:
         (directory / part).mkdir()
-    with _espeak(*library) as (speak, rate):
+    spell = espeak.Speller()
+    with _espeak(library) as (speak, rate):
         for utterance in tqdm(plan, desc="synthetic speech", unit="clip", disable=None):
-            audio = resample(_trim(speak(utterance), rate), rate, SAMPLE_RATE)
+            spoken, events = speak(utterance)
+            kept = _trim(spoken, rate)
+            audio = resample(spoken[kept], rate, SAMPLE_RATE)
             peak = max(float(np.abs(audio).max()), 1e-9)
             files.write(directory / utterance.name, audio * min(1.0, 0.95 / peak), SAMPLE_RATE)
+            words = timings.words(utterance.text, events, utterance.language, spell)
+            said = timings.transcript(words, utterance.language, rate, kept.start, kept.stop - kept.start)
+            text = json.dumps(said, ensure_ascii=False) + "\n"
+            (directory / utterance.name).with_suffix(".json").write_text(text, encoding="utf-8")
     rows = ["\t".join((u.name, u.language, u.voice, u.text)) + "\n" for u in plan]
     (directory / "transcripts.tsv").write_text("".join(["file\tlanguage\tvoice\ttext\n", *rows]), encoding="utf-8")
 
 
-def _trim(audio: np.ndarray, rate: int) -> np.ndarray:
-    """Cut the silence before and after the speech, down to a short margin; [time] -> [time]."""
+def _trim(audio: np.ndarray, rate: int) -> slice:
+    """What is left of [time] without the silence before and after the speech, but for a short margin."""
     loud = np.flatnonzero(np.abs(audio) > _TRIM * np.abs(audio).max())
     margin = round(_MARGIN * rate)
-    return audio[max(0, loud[0] - margin) : loud[-1] + margin] if loud.size else audio
+    if not loud.size:
+        return slice(0, len(audio))
+    return slice(max(0, int(loud[0]) - margin), min(len(audio), int(loud[-1]) + margin))
 
 
-def _library() -> tuple[str, str]:
-    """Paths of espeak-ng's shared library and of its data directory."""
-    try:
-        import espeakng_loader
-    except ImportError as error:
-        raise UserError(
-            'the synthetic corpus needs espeak-ng: pip install "codec-jax[demo]", or point '
-            "--config.data.train at a directory of recordings"
-        ) from error
-    return str(espeakng_loader.get_library_path()), str(espeakng_loader.get_data_path())
-
-
-def _fresh(library: str) -> ctypes.CDLL:
-    """The library loaded from a copy: its static state (the voice's flutter) outlives espeak_Terminate, so a
-    second corpus made in one process would differ from the first.
-    """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        return ctypes.CDLL(shutil.copy(library, folder))
+Speech = tuple[np.ndarray, list[espeak.Event]]
 
 
 @contextlib.contextmanager
-def _espeak(library: str, data: str) -> Iterator[tuple[Callable[[Utterance], np.ndarray], int]]:
-    """A running espeak-ng: a function Utterance -> float32 [time], and its sample rate. Not thread-safe."""
-    lib = _fresh(library)
-    rate = lib.espeak_Initialize(_SYNCHRONOUS, 0, os.fsencode(data), _DONT_EXIT)
-    if rate <= 0:
-        raise UserError(f"{data}: espeak-ng cannot start from these data; reinstall espeakng-loader")
+def _espeak(library: tuple[str, str]) -> Iterator[tuple[Callable[[Utterance], Speech], int]]:
+    """A running espeak-ng: Utterance -> float32 [time] and its events; and its sample rate. Not thread-safe."""
+    lib, rate = espeak.start(library, espeak.PHONEME_EVENTS | espeak.PHONEME_IPA)
     parts: list[np.ndarray] = []
+    events: list[espeak.Event] = []
 
-    @_CALLBACK
-    def collect(samples, count, _events):
+    @espeak.CALLBACK
+    def collect(samples, count, array):
         if count > 0:
             parts.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        events.extend(espeak.events(array))
         return 0
 
-    def speak(utterance: Utterance) -> np.ndarray:
+    def speak(utterance: Utterance) -> Speech:
         parts.clear()
+        events.clear()
         lib.espeak_ng_SetRandSeed(1)  # breath noise: not left to whoever else draws from the C library's rand()
         voice = f"{utterance.language}+{utterance.voice}"
         if lib.espeak_SetVoiceByName(voice.encode()):
@@ -196,8 +185,8 @@ def _espeak(library: str, data: str) -> Iterator[tuple[Callable[[Utterance], np.
         for parameter, value in settings.items():
             lib.espeak_SetParameter(parameter, value, 0)
         text = utterance.text.encode() + b"\0"
-        lib.espeak_Synth(text, len(text), 0, 1, 0, _UTF8, None, None)
-        return np.concatenate(parts).astype(np.float32) / 32768
+        lib.espeak_Synth(text, len(text), 0, 1, 0, espeak.UTF8, None, None)
+        return np.concatenate(parts).astype(np.float32) / 32768, list(events)
 
     lib.espeak_SetSynthCallback(collect)
     try:
