@@ -18,6 +18,7 @@ from codec_jax.audio import files
 from codec_jax.audio.loudness import MIN_MEAN_SQUARE, loudness_gain, mean_square
 from codec_jax.audio.resample import resample, resampled_length, source_span
 from codec_jax.data.corpus import Clip
+from codec_jax.data.transcripts import Labels
 from codec_jax.errors import UserError
 from codec_jax.experiment import DataConfig
 
@@ -40,13 +41,17 @@ def train_iterator(
     crop_samples: int | None = None,
     shard_index: int = 0,
     shard_count: int = 1,
+    labels: Labels | None = None,
 ) -> grain.DatasetIterator:
     """Endless batches of a shard: "audio", float32 [batch_size / shard_count, channels, crop_samples], int32 "clip".
 
     crop_samples: the length the model takes (None: config.crop_seconds). `get_state` and `set_state` continue
     the stream exactly, also with another shard_count: shard i of n has items i, i + n, ... of a batch.
     An epoch visits a recording once per crop length it lasts, rounded up. config.prefetch counts crops.
-    Raises: UserError where there are no clips or the batch does not divide by the shards.
+    labels: adds what is said in a crop, by its recording's transcript: "phones", int32 [batch_size / shard_count,
+    labels.most], and int32 "phone_count"; the audio stays the same.
+    Raises: UserError where there are no clips or the batch does not divide by the shards; from the iterator, where
+    a transcript cannot be used.
     """
     samples = round(config.crop_seconds * sample_rate) if crop_samples is None else crop_samples
     if not clips:
@@ -55,7 +60,7 @@ def train_iterator(
         raise UserError(f"data.crop_seconds is {config.crop_seconds}; give a positive length")
     if config.batch_size < 1 or config.batch_size % shard_count:
         raise UserError(f"data.batch_size is {config.batch_size}; give a multiple of the {shard_count} hosts")
-    crop = _Crop(tuple(clips), config, sample_rate, channels, samples)
+    crop = _Crop(tuple(clips), config, sample_rate, channels, samples, labels)
     dataset = (
         grain.MapDataset.source(_Passes([-(-crop.length(clip) // samples) for clip in clips]))
         .seed(seed)
@@ -97,13 +102,14 @@ class _Passes:
 
 @dataclasses.dataclass
 class _Crop:
-    """Clip index and generator -> "audio" [channels, samples] at a drawn loudness and polarity, and its "clip"."""
+    """Clip index and generator -> "audio" [channels, samples] at a drawn loudness and polarity, its "clip" and labels."""
 
     clips: tuple[Clip, ...]
     config: DataConfig
     sample_rate: int
     channels: int
     samples: int
+    labels: Labels | None = None
 
     def __post_init__(self):
         decoded = 4 * self.channels * sum(self.length(clip) for clip in self.clips)
@@ -111,22 +117,33 @@ class _Crop:
         self._failed: set[int] = set()
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        audio, used = self._cut(index, rng)
+        audio, used, start = self._cut(index, rng)
         target = self.config.loudness + rng.uniform(-1, 1) * self.config.loudness_jitter
         gain = loudness_gain(audio, self.sample_rate, target)
         if rng.random() < self.config.phase_flip:
             gain = -gain
-        return {"audio": audio * np.float32(gain), "clip": np.int32(used)}
+        return {"audio": audio * np.float32(gain), "clip": np.int32(used), **self._said(used, start)}
+
+    def _said(self, index: int, start: int) -> dict[str, np.ndarray]:
+        """What the labels hold for a crop. Unlike audio that fails, a transcript that does ends the run."""
+        if self.labels is None:
+            return {}
+        seconds = (start / self.sample_rate, (start + self.samples) / self.sample_rate)
+        return self.labels.targets(self.clips[index], *seconds)
 
     def length(self, clip: Clip) -> int:
         """Samples of the clip at the model's rate."""
         return resampled_length(clip.frames, clip.sample_rate, self.sample_rate)
 
-    def _cut(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-        """A crop of the clip, or, where it fails to decode, of another, and whose: no bad file may end a long run."""
+    def _cut(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
+        """A crop of the clip, or, where it fails to decode, of another; whose, and from which sample on.
+
+        No bad file may end a long run.
+        """
         for _ in range(_REPLACEMENTS):
             try:
-                return self._sound(index, rng), index
+                audio, start = self._sound(index, rng)
+                return audio, index, start
             except UserError as error:
                 failure = error
                 if index not in self._failed:
@@ -135,14 +152,15 @@ class _Crop:
                 index = int(rng.integers(len(self.clips)))
         raise failure
 
-    def _sound(self, index: int, rng: np.random.Generator) -> np.ndarray:
-        """A crop at a random place, hardly ever in digital silence; short clips are padded on the right."""
+    def _sound(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+        """A crop and its random place, hardly ever in digital silence; short clips are padded on the right."""
         room = self.length(self.clips[index]) - self.samples
         for _ in range(_TRIES):
-            audio = self._excerpt(index, int(rng.integers(room + 1)) if room > 0 else 0)
+            start = int(rng.integers(room + 1)) if room > 0 else 0
+            audio = self._excerpt(index, start)
             if room <= 0 or mean_square(audio) >= MIN_MEAN_SQUARE:
                 break
-        return np.pad(audio, ((0, 0), (0, self.samples - audio.shape[1])))
+        return np.pad(audio, ((0, 0), (0, self.samples - audio.shape[1]))), start
 
     def _excerpt(self, index: int, start: int) -> np.ndarray:
         clip = self.clips[index]
@@ -179,10 +197,9 @@ def valid_clips(
     chosen = [clips[math.floor((i + 0.5) * len(clips) / count)] for i in range(count)]
     kept = []
     for clip in chosen:
-        length = resampled_length(clip.frames, clip.sample_rate, sample_rate)
-        samples = min(length, round(max_seconds * sample_rate))
+        start, samples = _middle(clip, sample_rate, max_seconds)
         try:
-            audio = _decode(clip, (length - samples) // 2, samples, sample_rate, channels)
+            audio = _decode(clip, start, samples, sample_rate, channels)
         except UserError as error:
             _log.warning("left out of validation: %s", error)
             continue
@@ -193,3 +210,26 @@ def valid_clips(
     if not kept:
         raise UserError("no validation recording can be used; name others in --config.data.valid")
     return kept
+
+
+def _middle(clip: Clip, sample_rate: int, max_seconds: float) -> tuple[int, int]:
+    """First sample and length, at `sample_rate`, of the middle of a recording."""
+    length = resampled_length(clip.frames, clip.sample_rate, sample_rate)
+    samples = min(length, round(max_seconds * sample_rate))
+    return (length - samples) // 2, samples
+
+
+def valid_targets(
+    clips: Sequence[Clip], names: Sequence[str], sample_rate: int, labels: Labels, max_seconds: float = 6.0
+) -> dict[str, np.ndarray]:
+    """What is said in the excerpts that `valid_clips` returned, by their names and with the same max_seconds.
+
+    Returns: "phones", int32 [names, labels.most], and "phone_count", int32 [names], as of `train_iterator`.
+    Raises: UserError as `Labels.targets` does.
+    """
+    named = {clip.name: clip for clip in clips}
+    rows = []
+    for name in names:
+        start, samples = _middle(named[name], sample_rate, max_seconds)
+        rows.append(labels.targets(named[name], start / sample_rate, (start + samples) / sample_rate))
+    return {key: np.stack([row[key] for row in rows]) for key in ("phones", "phone_count")}
