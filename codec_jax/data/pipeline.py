@@ -102,7 +102,7 @@ class _Passes:
 
 @dataclasses.dataclass
 class _Crop:
-    """Clip index and generator -> "audio" [channels, samples] at a drawn loudness and polarity, its "clip" and labels."""
+    """Clip index and generator -> "audio" [channels, samples] at a drawn loudness and polarity, "clip" and labels."""
 
     clips: tuple[Clip, ...]
     config: DataConfig

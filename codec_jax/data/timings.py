@@ -22,9 +22,13 @@ class Sound(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word of the text and the sounds it was spoken with, at least one."""
+    """A word of the text, the sample where it begins, and the sounds it was spoken with, at least one.
+
+    It begins before its first sound where that needs a closure or a glide, and ends with its last one.
+    """
 
     word: str
+    start: int
     sounds: tuple[Sound, ...]
 
 
@@ -39,10 +43,12 @@ def words(
     runs = list(_RUN.finditer(text))
     begins = [run.start() for run in runs]
     sounds: dict[int, list[Sound]] = {}
+    starts: dict[int, int] = {}
     current = 0
     for event, following in itertools.pairwise(events):
         if event.kind == espeak.WORD:
             current = max(0, bisect.bisect_right(begins, event.place) - 1)
+            starts.setdefault(current, event.sample)
         elif event.kind == espeak.PHONEME and arpabet(event.name, language):
             sounds.setdefault(current, []).append(Sound(event.name, event.sample, following.sample))
     names = [_OUTER.sub("", run.group()) for run in runs]
@@ -50,7 +56,9 @@ def words(
     heads = sorted(sounds)
     for head, after in zip(heads, [*heads[1:], len(runs)]):
         counts = [len(spell(name, language)) for name in names[head + 1 : after]]
-        found += [Word(*pair) for pair in zip(names[head:after], _deal(sounds[head], counts))]
+        first, *others = _deal(sounds[head], counts)
+        found.append(Word(names[head], starts[head], first))
+        found += [Word(name, part[0].start, part) for name, part in zip(names[head + 1 : after], others)]
     return found
 
 
@@ -73,10 +81,10 @@ def transcript(found: Sequence[Word], language: str, rate: int, offset: int, len
     entries = [
         {
             "word": word,
-            "start": seconds(sounds[0].start),
+            "start": seconds(start),
             "end": seconds(sounds[-1].end),
             "phones": [phone for sound in sounds for phone in arpabet(sound.name, language)],
         }
-        for word, sounds in found
+        for word, start, sounds in found
     ]
     return {"language": language, "words": entries}

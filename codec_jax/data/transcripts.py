@@ -79,14 +79,13 @@ def read(path: str | os.PathLike[str], phones: Phones, spell: Spell) -> Words:
     language = transcript.get("language", "en")
     require(isinstance(language, str), f'{path}: "language" is {language!r}; give a name such as "en"')
     entries = transcript.get("words")
-    require(isinstance(entries, list) and entries, f'{path}: has no "words"; give a list of at least one')
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{path}: has no "words"; give a list of at least one')
     starts, ends, classes, last = [], [], [], 0.0
     for number, entry in enumerate(entries):
         try:
             word, start, end = _times(entry)
-            require(
-                start >= last, f"starts at {start} s, before the word in front of it; sort the words by their start"
-            )
+            require(start >= last, f"starts at {start} s, before the one in front of it; sort the words by start")
             last = start
             spoken = phones.encode(_spoken(entry, word, language, spell))
         except UserError as error:
@@ -172,7 +171,7 @@ class Labels:
         return self._kept.get(clip.path, lambda: read(beside(clip.path), self.phones, self._speller))
 
     def targets(self, clip: Clip, start: float, end: float) -> dict[str, np.ndarray]:
-        """ "phones", int32 [most], padded with phones.padding, and "phone_count", int32 [], of seconds start to end.
+        """Of seconds start to end: "phones", int32 [most], padded with phones.padding, and "phone_count", int32 [].
 
         Raises: UserError as `read` does, and for more phones than `most`.
         """

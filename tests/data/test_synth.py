@@ -1,13 +1,15 @@
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 
 import numpy as np
 import pytest
 
 from codec_jax.audio import files
-from codec_jax.data import synth
+from codec_jax.data import synth, transcripts
+from codec_jax.data.phones import read_phones
 from codec_jax.errors import UserError
 
 needs_espeak = pytest.mark.skipif(
@@ -66,6 +68,37 @@ def test_clips_are_speech_at_16_khz(tiny):
     rows = (tiny / "transcripts.tsv").read_text(encoding="utf-8").splitlines()
     assert len(rows) == 23
     assert all((tiny / row.split("\t")[0]).is_file() for row in rows[1:])
+
+
+@needs_espeak
+def test_a_transcript_lies_beside_every_clip(tiny):
+    inventory = read_phones()
+    rows = [row.split("\t") for row in (tiny / "transcripts.tsv").read_text(encoding="utf-8").splitlines()[1:]]
+    for name, language, _, text in rows:
+        audio, rate = files.read(tiny / name)
+        said = json.loads((tiny / name).with_suffix(".json").read_text(encoding="utf-8"))
+        assert said["language"] == language
+        assert [word["word"] for word in said["words"]] == re.findall(r"\w(?:\S*\w)?", text)
+        words = transcripts.read(transcripts.beside(tiny / name), inventory, lambda *_: pytest.fail("phones missing"))
+        assert (words.starts < words.ends).all()
+        assert (words.starts[1:] >= words.ends[:-1]).all()
+        assert 0 <= words.starts[0] < 0.1  # speech begins and ends within the margins
+        assert -0.15 < words.ends[-1] - audio.shape[1] / rate < 1e-3
+        # What is left of the clip when all words are taken out is quiet: the trimmed part and the rate are accounted for.
+        time = np.arange(audio.shape[1]) / rate
+        inside = ((words.starts[:, None] <= time) & (time < words.ends[:, None])).any(0)
+        assert np.square(audio[0, inside]).mean() > 10 * np.square(audio[0, ~inside]).mean(), name
+
+
+@needs_espeak
+def test_listening_to_events_changes_no_sample(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(synth.espeak, "PHONEME_EVENTS", 0)
+    monkeypatch.setattr(synth.espeak, "PHONEME_IPA", 0)
+    monkeypatch.setattr(synth.timings, "words", lambda *_: [])
+    silent = digests(synth.synthesise(tmp_path / "silent", clips=20))
+    assert {name: digest for name, digest in silent.items() if not name.endswith(".json")} == {
+        name: digest for name, digest in digests(tiny).items() if not name.endswith(".json")
+    }
 
 
 @needs_espeak
