@@ -155,3 +155,17 @@ def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch):
 
 def test_resource_is_json_of_this_package():
     assert json.dumps(synth._sentences(), ensure_ascii=False).count("ё") > 3  # read as UTF-8
+
+
+@needs_espeak
+def test_times_count_from_where_the_silence_is_cut(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(synth, "_trim", lambda audio, rate: slice(rate // 5, len(audio)))
+    later = synth.synthesise(tmp_path / "later", clips=3)
+    for path in files.find(later / "train"):
+        got, want = (
+            json.loads((directory / "train" / path.name).with_suffix(".json").read_text(encoding="utf-8"))["words"]
+            for directory in (later, tiny)
+        )
+        assert [word["end"] for word in got[1:]] == pytest.approx([word["end"] - 0.2 for word in want[1:]], abs=0.05)
+        audio, rate = files.read(path)
+        assert abs(got[-1]["end"] - audio.shape[1] / rate) < 0.15
