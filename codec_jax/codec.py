@@ -131,14 +131,18 @@ class Codec:
         mono = out[:, 0] if out.shape[1] == 1 else out.mean(1)
         return mono if encoded.ndim == 2 else mono[0]
 
-    def latents(self, audio: Any) -> np.ndarray:
-        """TAAE: latents before the bottleneck [batch, frame, latent_dim]; audio as given, padded to whole hops."""
+    def latents(self, audio: Any, *, lengths: Sequence[int] | None = None) -> np.ndarray:
+        """TAAE: latents before the bottleneck [batch, frame, latent_dim]; audio as given, padded to whole hops.
+
+        lengths: valid samples per item, as of `encode`; frames behind them mean nothing.
+        """
         self._needs("analyse", "latents")
-        batch, _ = _check_audio(audio, None)
+        batch, valid = _check_audio(audio, lengths)
+        frames = None if lengths is None else np.asarray([-(-n // self.hop_length) for n in valid], np.int32)
         padded = self._model.padded_length(self.config, batch.shape[2])
         batch = np.stack([_padded(to_channels(item, self._geometry.channels), padded) for item in batch])
         with jax.default_matmul_precision("highest"):
-            return np.asarray(_jitted(self._model.analyse)(self.config, self._variables, batch.swapaxes(1, 2)))
+            return np.asarray(_jitted(self._model.analyse)(self.config, self._variables, batch.swapaxes(1, 2), frames))
 
     def decode_latents(self, latents: Any) -> np.ndarray:
         """TAAE: the decoder alone, [batch, frame, latent_dim] to [batch, time] ([batch, channel, time] if stereo)."""

@@ -19,6 +19,7 @@ from codec_jax.errors import UserError
 from codec_jax.models import discriminators, wavlm
 from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.settings import (
+    CTCConfig,
     DataConfig,
     LossConfig,
     MeshConfig,
@@ -35,8 +36,8 @@ class Experiment:
 
     losses, optim: of every stage that does not bring its own. stages: in order, by name; none means one of everything.
     discriminator_seconds: the discriminators judge a window of this length, drawn anew every step (0: the whole crop).
-    perceptual: the listener of `losses.perceptual`. init_from: a fresh run begins with the weights of this run
-    directory, saved codec or upstream checkpoint.
+    perceptual: the listener of `losses.perceptual`. ctc: the head of `losses.ctc`. init_from: a fresh run begins with
+    the weights of this run directory, saved codec or upstream checkpoint.
     """
 
     family: str
@@ -49,6 +50,7 @@ class Experiment:
     discriminator: DiscriminatorConfig | DACDiscriminatorConfig = dataclasses.field(default_factory=DiscriminatorConfig)
     discriminator_seconds: float = 0.0
     perceptual: PerceptualConfig = dataclasses.field(default_factory=PerceptualConfig)
+    ctc: CTCConfig = dataclasses.field(default_factory=CTCConfig)
     init_from: str | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -110,6 +112,8 @@ class Experiment:
             )
         if losses.perceptual:
             self._validate_listener()
+        if losses.ctc:
+            self._validate_head()
         if stage.discriminate:
             self.discriminator.validate()
             least = discriminators.least_samples(self.discriminator)
@@ -124,6 +128,11 @@ class Experiment:
                     f"discriminator.in_channels is {self.discriminator.in_channels}, but the codec's audio has "
                     f"{channels}: give as many."
                 )
+
+    def _validate_head(self) -> None:
+        self.ctc.validate()
+        if not hasattr(models.FAMILIES[self.family], "analyse"):
+            raise UserError(f"losses.ctc reads the latents of a TAAE; an {self.family} quantises inside its decoder.")
 
     def _validate_listener(self) -> None:
         self.perceptual.validate()

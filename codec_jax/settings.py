@@ -34,7 +34,8 @@ _PAPER_STFT = STFTLossConfig(fft_sizes=(2048,), hop_sizes=(512,), win_lengths=(2
 
 
 TERMS = (
-    "l1", "l2", "stft", "mel", "adversarial", "feature_matching", "perceptual", "commitment", "codebook", "spectrum",
+    "l1", "l2", "stft", "mel", "adversarial", "feature_matching", "perceptual", "ctc",
+    "commitment", "codebook", "spectrum",
 )  # fmt: skip
 
 
@@ -48,8 +49,8 @@ class LossConfig:
     means something else in either. normalize_features: of "hinge", every feature map's distance over its magnitude, the
     paper's way; "least_squares" never divides. decay: the first four weights are multiplied by decay^t at step t of
     the stage (upstream's option; 1 leaves them alone). perceptual: between what the WavLM of `PerceptualConfig` hears
-    in both signals. commitment, codebook, spectrum: of what an ESC reports itself
-    (spec ESC sections 4 and 6); a TAAE reports nothing.
+    in both signals. ctc: of the phones that `CTCConfig` describes; its head trains along. commitment, codebook,
+    spectrum: of what an ESC reports itself (spec ESC sections 4 and 6); a TAAE reports nothing.
     """
 
     l1: float = 1.0
@@ -59,6 +60,7 @@ class LossConfig:
     adversarial: float = 0.0
     feature_matching: float = 0.0
     perceptual: float = 0.0
+    ctc: float = 0.0
     gan: str = "hinge"
     normalize_features: bool = True
     decay: float = 1.0
@@ -104,6 +106,26 @@ class PerceptualConfig:
             raise UserError("perceptual.layers must name at least one layer.")
         for layer in self.layers:
             wavlm.check_layer(self.model, layer)
+
+
+@dataclasses.dataclass(frozen=True)
+class CTCConfig:
+    """The head of `losses.ctc`: latents before the bottleneck to phones, read from transcripts beside the recordings.
+
+    phones: a file with one phone a line (None: data/phones.py). num_phones: how many there are. most: phones of a crop
+    at most; batches are padded to it. hidden: width of the head. detach: the head alone learns, not the encoder.
+    """
+
+    phones: str | None = None
+    num_phones: int = 80
+    most: int = 128
+    hidden: int = 256
+    detach: bool = False
+
+    def validate(self) -> None:
+        """Raises UserError for sizes below 1."""
+        if min(self.num_phones, self.most, self.hidden) < 1:
+            raise UserError("ctc.num_phones, ctc.most and ctc.hidden must be at least 1.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,6 +117,30 @@ def perceptual(pretrained: Experiment) -> Experiment:
     )
 
 
+def phonetic(pretrained: Experiment, steps: int) -> Experiment:
+    """The stage of the released weights: a head reads phones from the latents (docs/training.md, Transcripts)."""
+    (judged,) = (stage.losses for name, stage in pretrained.stages.items() if name == "adversarial")
+    return dataclasses.replace(
+        pretrained,
+        optim=dataclasses.replace(pretrained.optim, learning_rate=1e-4),
+        stages={"ctc": StageConfig(losses=dataclasses.replace(judged, ctc=1.0, decay=1.0), discriminate=True)},
+        training=dataclasses.replace(pretrained.training, steps=steps),
+    )
+
+
+def small_ctc() -> Experiment:
+    """What two CPU cores can watch of it: the codec of small-adversarial without its discriminators, longer crops."""
+    plain = small_adversarial()
+    return dataclasses.replace(
+        plain,
+        data=DataConfig(batch_size=2, crop_seconds=2.0),
+        losses=dataclasses.replace(plain.losses, ctc=1.0),
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=50, final_fraction=0.01, ema_decay=0.99),
+        stages={},
+        training=TrainingConfig(steps=1_000, log_every=20, eval_every=250, checkpoint_every=250),
+    )
+
+
 VARIANTS = {
     "nano": nano,
     "small": small,
@@ -124,5 +148,7 @@ VARIANTS = {
     "250m": lambda: large(768, (4, 9)),
     "500m": lambda: large(1024, (4, 10)),
     "1b": lambda: large(1024, (8, 20), batch_size=512),
+    "small-ctc": small_ctc,
     "1b-perceptual": lambda: perceptual(large(1024, (8, 20), batch_size=512)),
+    "1b-ctc": lambda: phonetic(large(1024, (8, 20), batch_size=512), steps=500_000),
 }

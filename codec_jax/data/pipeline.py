@@ -12,13 +12,13 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 
 from codec_jax.audio import files
 from codec_jax.audio.loudness import MIN_MEAN_SQUARE, loudness_gain, mean_square
 from codec_jax.audio.resample import resample, resampled_length, source_span
 from codec_jax.data.corpus import Clip
-from codec_jax.data.transcripts import Labels
+from codec_jax.data.transcripts import Labels, targets
 from codec_jax.errors import UserError
 from codec_jax.experiment import DataConfig
 
@@ -49,7 +49,7 @@ def train_iterator(
     the stream exactly, also with another shard_count: shard i of n has items i, i + n, ... of a batch.
     An epoch visits a recording once per crop length it lasts, rounded up. config.prefetch counts crops.
     labels: adds what is said in a crop, by its recording's transcript: "phones", int32 [batch_size / shard_count,
-    labels.most], and int32 "phone_count"; the audio stays the same.
+    labels.most], padded; the audio stays the same.
     Raises: UserError where there are no clips or the batch does not divide by the shards; from the iterator, where
     a transcript cannot be used.
     """
@@ -129,7 +129,7 @@ class _Crop:
         if self.labels is None:
             return {}
         seconds = (start / self.sample_rate, (start + self.samples) / self.sample_rate)
-        return self.labels.targets(self.clips[index], *seconds)
+        return {"phones": self.labels.targets(self.clips[index], *seconds)}
 
     def length(self, clip: Clip) -> int:
         """Samples of the clip at the model's rate."""
@@ -221,15 +221,15 @@ def _middle(clip: Clip, sample_rate: int, max_seconds: float) -> tuple[int, int]
 
 def valid_targets(
     clips: Sequence[Clip], names: Sequence[str], sample_rate: int, labels: Labels, max_seconds: float = 6.0
-) -> dict[str, np.ndarray]:
+) -> list[Int32[np.ndarray, " phone"]]:
     """What is said in the excerpts that `valid_clips` returned, by their names and with the same max_seconds.
 
-    Returns: "phones", int32 [names, labels.most], and "phone_count", int32 [names], as of `train_iterator`.
-    Raises: UserError as `Labels.targets` does.
+    Raises: UserError as `Labels.words` does.
     """
     named = {clip.name: clip for clip in clips}
-    rows = []
+    spoken = []
     for name in names:
         start, samples = _middle(named[name], sample_rate, max_seconds)
-        rows.append(labels.targets(named[name], start / sample_rate, (start + samples) / sample_rate))
-    return {key: np.stack([row[key] for row in rows]) for key in ("phones", "phone_count")}
+        words = labels.words(named[name])
+        spoken.append(targets(words, start / sample_rate, (start + samples) / sample_rate))
+    return spoken

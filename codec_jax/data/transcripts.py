@@ -170,8 +170,8 @@ class Labels:
         """The clip's transcript. Raises: UserError as `read` does."""
         return self._kept.get(clip.path, lambda: read(beside(clip.path), self.phones, self._speller))
 
-    def targets(self, clip: Clip, start: float, end: float) -> dict[str, np.ndarray]:
-        """Of seconds start to end: "phones", int32 [most], padded with phones.padding, and "phone_count", int32 [].
+    def targets(self, clip: Clip, start: float, end: float) -> Int32[np.ndarray, " most"]:
+        """Phones of seconds start to end, padded with phones.padding.
 
         Raises: UserError as `read` does, and for more phones than `most`.
         """
@@ -183,4 +183,4 @@ class Labels:
             )
         row = np.full(self.most, self.phones.padding, np.int32)
         row[: len(found)] = found
-        return {"phones": row, "phone_count": np.array(len(found), np.int32)}
+        return row

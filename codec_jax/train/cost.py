@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from codec_jax import models
 from codec_jax.experiment import Experiment, LossConfig
 from codec_jax.losses.spectral import ESC_MEL_SCALES
-from codec_jax.models import discriminators, wavlm
+from codec_jax.models import discriminators, phone_head, wavlm
 from codec_jax.models.flops import stft_flops
 from codec_jax.train.stages import Stage
+from codec_jax.train.state import HEAD
 from codec_jax.train.teachers import WAVLM
 
 Costs = dict[str, dict[str, float]]
@@ -37,6 +38,8 @@ def step_flops(experiment: Experiment, stage: Stage) -> Costs:
         costs["discriminator"] = _discriminators(experiment, stage.losses.adversarial_terms, not turn)
     if stage.losses.perceptual:
         costs[WAVLM] = _wavlm(experiment)
+    if stage.losses.ctc:
+        costs[HEAD] = _head(experiment)
     return {player: {kind: clips * count for kind, count in parts.items()} for player, parts in costs.items()}
 
 
@@ -82,6 +85,17 @@ def _wavlm(experiment: Experiment) -> dict[str, float]:
     blocks = channels * sum(count for name, count in counts.items() if name.startswith("blocks/"))
     again = blocks if config.model.remat else 0.0
     return {"forward": 2 * once, "backward": once + products, "recompute": again}
+
+
+def _head(experiment: Experiment) -> dict[str, float]:
+    hop, latent_dim = (
+        models.FAMILIES[experiment.family].geometry(experiment.codec).hop_length,
+        experiment.model.latent_dim,
+    )
+    once = phone_head.flops(
+        experiment.ctc.hidden, experiment.ctc.num_phones, latent_dim, experiment.crop_samples // hop
+    )
+    return {"forward": once, "backward": 2 * once}
 
 
 def _losses(losses: LossConfig, samples: int) -> dict[str, float]:

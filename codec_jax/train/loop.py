@@ -1,6 +1,6 @@
 """The run: data, state, steps, evaluations and checkpoints in one directory, resumable at any time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +12,8 @@ from codec_jax import models
 from codec_jax.checkpoint import Checkpoints
 from codec_jax.codec import Codec
 from codec_jax.data import corpus, pipeline
+from codec_jax.data.phones import read_phones
+from codec_jax.data.transcripts import Labels, check_transcripts
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
@@ -20,18 +22,22 @@ from codec_jax.storage import CONFIG, read_json
 from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, teachers, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
-from codec_jax.train.state import CODEC, State, from_tree, to_tree
+from codec_jax.train.state import CODEC, HEAD, State, from_tree, to_tree
 from codec_jax.train.warm_start import warm_start
 
 SAMPLES = "samples"
 
 
 class Data(NamedTuple):
-    """Training batches (an iterator with a position that can be saved), held-out clips, names of the training files."""
+    """Training batches (an iterator with a position that can be saved), held-out clips, names of the training files.
+
+    spoken: phones of every held-out clip, where some stage asks for phones.
+    """
 
     batches: Any
     held_out: list[validation.Clip]
     names: list[str]
+    spoken: list[np.ndarray]
 
 
 def run(experiment: Experiment, workdir: epath.PathLike) -> None:
@@ -225,9 +231,8 @@ def _profile(profile: tuple[int, int], number: int, workdir: epath.Path) -> None
 
 def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
     """Global arrays from this process's share of the batch, which holds every process_count-th of its clips."""
-    audio = np.asarray(batch["audio"])
-    place = jax.process_index() + jax.process_count() * np.arange(len(audio), dtype=np.int32)
-    share = {"audio": audio, "place": place}
+    share: dict[str, np.ndarray] = {name: np.asarray(batch[name]) for name in ("audio", "phones") if name in batch}
+    share["place"] = jax.process_index() + jax.process_count() * np.arange(len(batch["audio"]), dtype=np.int32)
     return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}
 
 
@@ -267,12 +272,15 @@ def evaluate(run: Run, state: State) -> None:
     with run.log.ledger.charge("evaluate"):
         number, player = int(state.step), state.players[CODEC]
         variables = {"params": player.params if player.ema is None else player.ema, "batch_stats": state.batch_stats}
-        variables = sharding.whole(variables, run.mesh)
+        heads = {name: state.players[name].params for name in state.players if name == HEAD}
+        variables, heads = sharding.whole((variables, heads), run.mesh)
         if jax.process_index():
             return
         codec = Codec(run.experiment.family, run.experiment.codec, variables)
         directory = run.workdir / SAMPLES / f"step_{number:07d}"
         values = validation.evaluate(codec, run.data.held_out, directory, run.experiment.training.max_samples)
+        if heads:
+            values["valid/per"] = validation.phone_errors(codec, heads[HEAD], run.data.held_out, run.data.spoken)
         run.log.writer.write(number, values)
     shown = "  ".join(f"{name.removeprefix('valid/')} {value:.3f}" for name, value in values.items())
     run.log.progress.say(f"step {number}: {shown}")
@@ -294,6 +302,7 @@ def open_data(experiment: Experiment) -> Data:
     """Both sides of the corpus; every process reads its share of the global batch."""
     geometry = _geometry(experiment)
     train_clips, valid_clips = corpus.corpora(experiment.data)
+    labels = _labels(experiment, (*train_clips, *valid_clips))
     batches = pipeline.train_iterator(
         train_clips,
         experiment.data,
@@ -303,9 +312,26 @@ def open_data(experiment: Experiment) -> Data:
         crop_samples=experiment.crop_samples,
         shard_index=jax.process_index(),
         shard_count=jax.process_count(),
+        labels=labels,
     )
     held_out = pipeline.valid_clips(valid_clips, experiment.data, geometry.sample_rate, geometry.channels)
-    return Data(batches, held_out, [clip.name for clip in train_clips])
+    spoken = []
+    if labels is not None:
+        spoken = pipeline.valid_targets(valid_clips, [name for name, _ in held_out], geometry.sample_rate, labels)
+    return Data(batches, held_out, [clip.name for clip in train_clips], spoken)
+
+
+def _labels(experiment: Experiment, clips: Sequence[corpus.Clip]) -> Labels | None:
+    """The phones that some stage asks for. Raises UserError where recordings have no transcript."""
+    if not any(stage.losses.ctc for stage in stages.resolve(experiment)):
+        return None
+    phones = read_phones(experiment.ctc.phones)
+    if len(phones) != experiment.ctc.num_phones:
+        raise UserError(
+            f"{phones.source} are {len(phones)}, and ctc.num_phones is {experiment.ctc.num_phones}: set it."
+        )
+    check_transcripts(clips)
+    return Labels(phones, experiment.ctc.most, "ctc.most")
 
 
 def _geometry(experiment: Experiment) -> Geometry:

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from codec_jax.experiment import LossConfig
-from codec_jax.losses import adversarial, perceptual, spectral, waveform
-from codec_jax.models import discriminators
+from codec_jax.experiment import CTCConfig, LossConfig
+from codec_jax.losses import adversarial, ctc, perceptual, spectral, waveform
+from codec_jax.models import discriminators, phone_head
 from codec_jax.models.discriminators import Judgement
 from codec_jax.models.protocol import Forward
 
@@ -45,6 +45,13 @@ def reconstruction(
         if weight := getattr(losses, name):  # a weight of zero, and not zero times infinity
             total += weight * value
     return total, {**terms, **forward.losses}
+
+
+def spelling(
+    config: CTCConfig, head: PyTree, latents: Float[Array, "batch frame latent"], phones: Int[Array, "batch most"]
+) -> Float[Array, ""]:
+    """How badly the head reads the phones from the latents, see `losses.ctc`."""
+    return ctc.ctc_loss(phone_head.logits(head, jax.lax.stop_gradient(latents) if config.detach else latents), phones)
 
 
 class Verdict(NamedTuple):

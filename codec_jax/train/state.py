@@ -1,6 +1,7 @@
 """The training state: one pytree, everything that a restart needs except the data iterator's position."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import flax.struct
@@ -10,17 +11,17 @@ from jaxtyping import Array, Int
 
 from codec_jax import models
 from codec_jax.experiment import Experiment, OptimConfig
-from codec_jax.models import discriminators
+from codec_jax.models import discriminators, phone_head
 from codec_jax.train import optim
 from codec_jax.train.stages import Stage
 
 PyTree = Any
-CODEC, DISCRIMINATOR = "codec", "discriminator"
+CODEC, DISCRIMINATOR, HEAD = "codec", "discriminator", "phone_head"
 
 
 @flax.struct.dataclass
 class Player:
-    """Parameters that one optimiser moves: the codec, its discriminators, later heads. ema: None without one."""
+    """Parameters that one optimiser moves: the codec, its discriminators, a phone head. ema: None without one."""
 
     params: PyTree
     opt_state: PyTree
@@ -73,18 +74,23 @@ def init(experiment: Experiment, stage: Stage) -> State:
     if stage.discriminator_optim is not None:
         params = discriminators.init(experiment.discriminator, jax.random.fold_in(seed, 1))
         players[DISCRIMINATOR] = _player(params, stage.discriminator_optim, False)
+    if stage.losses.ctc:
+        ctc, latent_dim = experiment.ctc, experiment.model.latent_dim
+        params = phone_head.init(ctc.hidden, ctc.num_phones, latent_dim, jax.random.fold_in(seed, 2))
+        players[HEAD] = _player(params, stage.optim, False)
     return State(
         step=jnp.int32(0),
         key=jax.random.key_data(train_key),
         players=players,
         batch_stats=variables.get("batch_stats", {}),
-        guard=_guard(),
+        guard=_guard(players),
         idle=_no_idle(experiment) if stage.revive_after else None,
     )
 
 
-def _guard() -> Guard:
-    names, none = (CODEC, DISCRIMINATOR), jnp.int32(0)
+def _guard(players: Iterable[str]) -> Guard:
+    # Discriminators always: runs that were saved before there were other players can go on.
+    names, none = sorted({DISCRIMINATOR, *players}), jnp.int32(0)
     return Guard(none, none, dict.fromkeys(names, none), dict.fromkeys(names, jnp.float32(0.0)))
 
 

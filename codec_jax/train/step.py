@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from codec_jax import models
 from codec_jax.experiment import Experiment
@@ -22,12 +22,13 @@ from codec_jax.models.protocol import Keys, spread
 from codec_jax.quantizers.vq import POINTS
 from codec_jax.train import codebooks, objective, optim, sharding, teachers
 from codec_jax.train.stages import Stage
-from codec_jax.train.state import CODEC, DISCRIMINATOR, Guard, Player, State, init
+from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Guard, Player, State, init
 from codec_jax.train.teachers import Teachers
 
 PyTree = Any
 Batch = Mapping[str, Array]
-"""audio: float32 [batch, channel, time]. place: int32 [batch], of every clip in the global batch, whoever read it."""
+"""audio: float32 [batch, channel, time]. place: int32 [batch], of every clip in the global batch, whoever read it.
+phones: int32 [batch, most], padded above the blank, in stages with `losses.ctc`."""
 Metrics = dict[str, Any]
 
 
@@ -95,21 +96,27 @@ def make_train_step(
 
     def call(state: State, batch: Batch, done: int = 0) -> tuple[State, Metrics]:
         with on_mesh(mesh):
-            return turns[done % len(turns)](state, batch, frozen or {})
+            return turns[done % len(turns)](state, {name: batch[name] for name in inputs(stage)}, frozen or {})
 
     return call
+
+
+def inputs(stage: Stage) -> tuple[str, ...]:
+    """What the stage's step takes of a batch."""
+    return ("audio", "place", "phones") if stage.losses.ctc else ("audio", "place")
 
 
 def lower_train_step(experiment: Experiment, stage: Stage, mesh: Mesh) -> jax.stages.Lowered:
     """The step for a mesh that need not exist: nothing is allocated. With `training.alternate`, the codec's turn."""
     abstract = abstract_state(experiment, stage, mesh)
     channels = models.FAMILIES[experiment.family].geometry(experiment.codec).channels
-    shape = (experiment.data.batch_size, channels, experiment.crop_samples)
-    where = sharding.batch_sharding(mesh)
-    batch = {
-        "audio": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where),
-        "place": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=where),
+    clips, where = experiment.data.batch_size, sharding.batch_sharding(mesh)
+    shapes = {
+        "audio": ((clips, channels, experiment.crop_samples), jnp.float32),
+        "place": ((clips,), jnp.int32),
+        "phones": ((clips, experiment.ctc.most), jnp.int32),
     }
+    batch = {name: jax.ShapeDtypeStruct(*shapes[name], sharding=where) for name in inputs(stage)}
     step = _jitted(experiment, stage, abstract, mesh, _turns(experiment, stage)[0])
     frozen = teachers.abstract(experiment, stage, mesh)
     with on_mesh(mesh):
@@ -127,7 +134,7 @@ def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, w
     where, heard = jax.tree.map(lambda leaf: leaf.sharding, (abstract, teachers.abstract(experiment, stage, mesh)))
     return jax.jit(
         lambda state, batch, frozen: train_step(experiment, stage, where, who, state, batch, frozen),
-        in_shardings=(where, dict.fromkeys(("audio", "place"), sharding.batch_sharding(mesh)), heard),
+        in_shardings=(where, dict.fromkeys(inputs(stage), sharding.batch_sharding(mesh)), heard),
         out_shardings=(where, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
         compiler_options=compiler_options(mesh.devices.flat[0].platform),
@@ -194,7 +201,7 @@ def _moved(
     experiment: Experiment, stage: Stage, state: State, name: str, grads: PyTree, norm: Array
 ) -> tuple[Player, Array]:
     """A player after its update, and the learning rate."""
-    player, config = state.players[name], stage.optim if name == CODEC else stage.discriminator_optim
+    player, config = state.players[name], stage.discriminator_optim if name == DISCRIMINATOR else stage.optim
     assert config is not None
     turns = len(_turns(experiment, stage))
     rate = optim.learning_rate(config, -(-stage.steps // turns))((state.step - stage.start) // turns)
@@ -255,27 +262,27 @@ def accumulated(
     frozen: Teachers | None = None,
 ) -> Found:
     """The gradients of a batch, in `training.accumulate` parts one after the other."""
-    audio, parts = batch["audio"].swapaxes(1, 2), experiment.training.accumulate
+    parts = experiment.training.accumulate
     keys = spread(jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step), batch["place"])
+    clips = {**batch, "audio": batch["audio"].swapaxes(1, 2)}
     if parts == 1:
-        return gradients(experiment, stage, who, state, audio, keys, frozen or {})
+        return gradients(experiment, stage, who, state, clips, keys, frozen or {})
 
     def parted(x: Array) -> Array:  # part i has clips i, i + parts, ...: every device has its share of every part
         return x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(carry: Found, part: tuple[Array, Array]) -> tuple[Found, None]:
-        now = dataclasses.replace(state, batch_stats=carry.batch_stats)
-        found = gradients(experiment, stage, who, now, part[0], Keys(keys.step, part[1]), frozen or {})
+    def of_part(state: State, part: tuple[Batch, Array]) -> Found:
+        return gradients(experiment, stage, who, state, part[0], Keys(keys.step, part[1]), frozen or {})
+
+    def add(carry: Found, part: tuple[Batch, Array]) -> tuple[Found, None]:
+        found = of_part(dataclasses.replace(state, batch_stats=carry.batch_stats), part)
         grads, metrics = jax.tree.map(jnp.add, (carry.grads, carry.metrics), (found.grads, found.metrics))
         return Found(grads, metrics, found.batch_stats, found.points), None
 
-    shapes = jax.eval_shape(
-        lambda: gradients(
-            experiment, stage, who, state, parted(audio)[0], Keys(keys.step, parted(keys.clips)[0]), frozen or {}
-        )
-    )
+    all_parts = jax.tree.map(parted, (clips, keys.clips))
+    shapes = jax.eval_shape(lambda: of_part(state, jax.tree.map(lambda x: x[0], all_parts)))
     zeros: Found = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), (parted(audio), parted(keys.clips)))
+    total, _ = jax.lax.scan(add, zeros._replace(batch_stats=state.batch_stats), all_parts)
     usage = total.metrics.pop("usage")
     grads, metrics = jax.tree.map(lambda x: x / parts, (total.grads, total.metrics))
     return Found(grads, {**metrics, "usage": usage}, total.batch_stats, total.points)
@@ -286,24 +293,28 @@ def gradients(
     stage: Stage,
     who: tuple[str, ...],
     state: State,
-    audio: Float[Array, "batch time channel"],
+    clips: Batch,
     keys: Keys,
     frozen: Teachers,
 ) -> Found:
-    """Both players' gradients from one forward pass of the codec."""
+    """All players' gradients from one forward pass of the codec. clips: a batch, its audio [batch, time, channel]."""
     family, losses = models.FAMILIES[experiment.family], stage.losses
-    audio = nn.with_logical_constraint(audio, ("batch", "time", None))
+    audio = nn.with_logical_constraint(clips["audio"], ("batch", "time", None))
     fade = losses.decay ** (state.step - stage.start).astype(jnp.float32)
 
-    def generate(params):
+    def generate(params, head):
         variables = {"params": _without_frozen(params, stage.freeze), "batch_stats": state.batch_stats}
         forward = family.forward(experiment.codec, variables, audio, keys, train=True, quantise=stage.quantise)
         rate, listen = family.geometry(experiment.codec).sample_rate, teachers.listener(experiment, frozen)
         loss, terms = objective.reconstruction(forward, losses, rate, fade, listen)
+        if losses.ctc:
+            terms["ctc"] = objective.spelling(experiment.ctc, head, forward.latents, clips["phones"])
+            loss += losses.ctc * terms["ctc"]
         heard = nn.with_logical_constraint(forward.audio, ("batch", "time", None))
         return (heard, loss), (forward, terms)
 
-    (fake, loss), pull_back, (forward, terms) = jax.vjp(generate, state.players[CODEC].params, has_aux=True)
+    head = state.players[HEAD].params if losses.ctc else {}
+    (fake, loss), pull_back, (forward, terms) = jax.vjp(generate, state.players[CODEC].params, head, has_aux=True)
     metrics: Metrics = {**terms, "usage": family.usage(experiment.codec, forward)}
     grads, audio_gradient = {}, jnp.zeros_like(fake)
     if DISCRIMINATOR in state.players:
@@ -320,7 +331,8 @@ def gradients(
         for name, weight in (("adversarial", losses.adversarial), ("feature_matching", losses.feature_matching)):
             loss = loss + weight * metrics.get(name, 0.0)
     if CODEC in who:
-        grads[CODEC] = pull_back((audio_gradient, jnp.ones_like(loss)))[0]
+        grads[CODEC], of_head = pull_back((audio_gradient, jnp.ones_like(loss)))
+        grads |= {HEAD: of_head} if losses.ctc else {}
     batch_stats = forward.variables.get("batch_stats", state.batch_stats)
     points = forward.variables.get(POINTS, {}) if stage.revive_after else {}
     return Found(dict(sorted(grads.items())), {"loss": loss, **metrics}, batch_stats, points)

@@ -1,6 +1,6 @@
 """Held-out clips through the codec as users run it: metrics, controls, audio and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ from etils import epath
 from codec_jax.audio import files
 from codec_jax.codec import Codec
 from codec_jax.evaluate import metrics, pictures
+from codec_jax.losses import ctc
+from codec_jax.models import phone_head
 
 Clip = tuple[str, np.ndarray]
 _BATCH = 8
@@ -40,16 +42,33 @@ def evaluate(codec: Codec, clips: Sequence[Clip], samples: epath.Path, max_sampl
 
 def reconstruct(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Every clip [channel, time] through encode and decode, loudness as given; batches of one shape compile once."""
-    longest = max(clip.shape[1] for clip in clips)
     out: list[np.ndarray] = []
+    for audio, lengths in _batches(clips):
+        decoded = codec.decode(codec.encode(audio, normalize=False, lengths=lengths))
+        out += [item[:, :length] for item, length in zip(decoded, lengths)]
+    return out[: len(clips)]
+
+
+def _batches(clips: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, list[int]]]:
+    """Clips padded to the longest of all, in batches of one size with their lengths; the last clip fills the last."""
+    longest = max(clip.shape[1] for clip in clips)
     for start in range(0, len(clips), _BATCH):
         group = list(clips[start : start + _BATCH])
-        filled = group + [group[-1]] * (_BATCH - len(group))
-        audio = np.stack([np.pad(clip, ((0, 0), (0, longest - clip.shape[1]))) for clip in filled])
-        encoded = codec.encode(audio, normalize=False, lengths=[clip.shape[1] for clip in filled])
-        decoded = codec.decode(encoded)
-        out += [decoded[i, :, : clip.shape[1]] for i, clip in enumerate(group)]
-    return out
+        group += [group[-1]] * (_BATCH - len(group))
+        yield np.stack([_padded(clip, longest) for clip in group]), [clip.shape[1] for clip in group]
+
+
+def _padded(clip: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(clip, ((0, 0), (0, length - clip.shape[1])))
+
+
+def phone_errors(codec: Codec, head: Any, clips: Sequence[Clip], spoken: Sequence[np.ndarray]) -> float:
+    """Mean phone error rate of greedy decoding. head: parameters of models/phone_head.py. spoken: phones by clip."""
+    read = []
+    for audio, lengths in _batches([audio for _, audio in clips]):
+        logits = np.asarray(phone_head.jitted_logits(head, codec.latents(audio, lengths=lengths)))
+        read += [of[: -(-length // codec.hop_length)] for of, length in zip(logits, lengths)]
+    return ctc.phone_error_rate(read[: len(clips)], spoken)
 
 
 def write_sample(directory: epath.Path, name: str, reference: Any, estimate: Any, sample_rate: int) -> None:

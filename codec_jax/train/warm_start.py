@@ -12,7 +12,7 @@ from codec_jax import checkpoint, sources, storage
 from codec_jax.convert import layout
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment
-from codec_jax.train.state import CODEC, DISCRIMINATOR, Player, State
+from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State
 
 PyTree = Any
 
@@ -33,25 +33,27 @@ def warm_start(experiment: Experiment, state: State, say: Callable[[str], None])
         )
     found = layout.materialise(model.variables)
     players = {**state.players, CODEC: _replaced(state.players[CODEC], found["params"], source)}
-    restored = ["codec"]
+    restored = [CODEC]
     batch_stats = state.batch_stats
     if batch_stats:
         batch_stats = _placed(found[storage.STATISTICS], batch_stats, source)
-    judges = _discriminators(source) if DISCRIMINATOR in players else None
-    if judges is not None:
-        players[DISCRIMINATOR] = _replaced(players[DISCRIMINATOR], judges, source)
-        restored.append("discriminators")
-    fresh = [name for name in players if name == DISCRIMINATOR and judges is None]
+    for name in (DISCRIMINATOR, HEAD):
+        params = _other_player(source, name) if name in players else None
+        if params is not None:
+            players[name] = _replaced(players[name], params, source)
+            restored.append(name)
+    fresh = [name for name in players if name not in restored]
     weights = f" ({model.weights} weights)" if model.weights else ""
     say(f"from {source}{weights}: {' and '.join(restored)}; fresh: {', '.join([*fresh, 'moments', 'step count'])}")
     return dataclasses.replace(state, players=players, batch_stats=batch_stats)
 
 
-def _discriminators(source: str) -> PyTree | None:
+def _other_player(source: str, name: str) -> PyTree | None:
+    """Parameters of a run's other player; None where the source is no run or has none."""
     directory = epath.Path(source) / sources.CHECKPOINTS
     if not directory.exists():
         return None
-    return checkpoint.restore_subtree(directory, ("players", DISCRIMINATOR, "params"))[0]
+    return checkpoint.restore_subtree(directory, ("players", name, "params"))[0]
 
 
 def _replaced(player: Player, params: PyTree, source: str) -> Player:
