@@ -60,6 +60,11 @@ class Codec:
         return self._geometry.hop_length
 
     @property
+    def has_tokens(self) -> bool:
+        """False of a codec without bottleneck, which `encode` refuses unless it is given one."""
+        return self._model.has_tokens(self.config)
+
+    @property
     def frame_rate(self) -> float:
         """Code frames per second."""
         return self.sample_rate / self.hop_length
@@ -78,11 +83,12 @@ class Codec:
 
         audio: NumPy or JAX array [T], [B, T] or [B, C, T] in [-1, 1], at `sample_rate` (None: the model's). Other
         rates are resampled and other channel counts mixed down. bottleneck: None or "train", a preset's name, or FSQ
-        stages [(levels, scale), ...]. num_streams: ESC only, the first so many of its streams (None: all). normalize:
-        to -20 LUFS first (None: yes for TAAE, no for ESC); decode undoes the gain. lengths: valid samples per item of
-        a padded batch; the rest changes nothing.
+        stages [(levels, scale), ...]. num_streams: the first so many streams of an ESC, or codebooks of a TAAE that has
+        several (None: all). normalize: to -20 LUFS first (None: yes for TAAE, no for ESC); decode undoes the gain.
+        lengths: valid samples per item of a padded batch; the rest changes nothing.
 
-        Raises UserError for empty, non-finite or integer audio, and for a bottleneck that does not fit the model.
+        Raises UserError for empty, non-finite or integer audio, for a bottleneck that does not fit the model, and where
+        the model has none and none is given.
         """
         rate = self._model.rate(self.config, bottleneck, num_streams)
         normalize = self._geometry.normalizes if normalize is None else normalize
@@ -151,6 +157,22 @@ class Codec:
             latents = np.asarray(latents, np.float32)
             audio = np.asarray(_jitted(self._model.synthesise)(self.config, self._variables, latents)).swapaxes(1, 2)
         return audio[:, 0] if audio.shape[1] == 1 else audio
+
+    def unquantised(self, audio: Any, lengths: Sequence[int] | None = None) -> np.ndarray:
+        """TAAE: audio as given through the codec with its bottleneck left open; what one without bottleneck does.
+
+        Gives [batch, time] ([batch, channel, time] if stereo), padded to whole hops. lengths: as for `encode`.
+        """
+        self._needs("unquantised", "unquantised")
+        batch, valid = _check_audio(audio, lengths)
+        padded = self._model.padded_length(self.config, batch.shape[2])
+        items = [item[:, :length] for item, length in zip(batch, valid)]
+        batch = np.stack([_padded(to_channels(item, self._geometry.channels), padded) for item in items])
+        frames = np.asarray([-(-length // self.hop_length) for length in valid], np.int32)
+        with jax.default_matmul_precision("highest"):
+            heard = _jitted(self._model.unquantised)(self.config, self._variables, batch.swapaxes(1, 2), frames)
+        out = np.asarray(heard).swapaxes(1, 2)
+        return out[:, 0] if out.shape[1] == 1 else out
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes config.json, model.safetensors and, after an import, upstream_extras.safetensors."""
@@ -236,7 +258,7 @@ class Codec:
                 f"these tokens were made at {theirs[0]} Hz with {theirs[1]} samples a frame, but this model has "
                 f"{ours[0]} Hz and {ours[1]}: decode with the model that encoded."
             )
-        if encoded.rate.name == "train" and encoded.rate != self._model.rate(self.config, None, None):
+        if encoded.rate.name == "train" and encoded.rate not in self._model.rates(self.config).values():
             raise UserError("these tokens use the training bottleneck of another model: decode with that model.")
         if encoded.codebook_sizes != self._model.codebook_sizes(self.config, encoded.rate):
             raise UserError(

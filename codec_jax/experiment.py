@@ -97,8 +97,8 @@ class Experiment:
             if optim is not None:
                 optim.validate()
         stage.validate()
-        if (stage.kmeans or stage.revive_after) and not hasattr(models.FAMILIES[self.family], "seed_codebooks"):
-            raise UserError(f"kmeans and revive_after need a codec with codebooks: {self.family} has none.")
+        if (stage.kmeans or stage.revive_after) and not models.FAMILIES[self.family].has_codebooks(self.codec):
+            raise UserError(f"kmeans and revive_after need a codec with codebooks: this {self.family} has none.")
         if losses.adversarial_terms and not stage.discriminate:
             raise UserError(
                 "losses.adversarial and losses.feature_matching need a stage that trains discriminators: set "

@@ -50,7 +50,8 @@ class LossConfig:
     paper's way; "least_squares" never divides. decay: the first four weights are multiplied by decay^t at step t of
     the stage (upstream's option; 1 leaves them alone). perceptual: between what the WavLM of `PerceptualConfig` hears
     in both signals. ctc: of the phones that `CTCConfig` describes; its head trains along. commitment, codebook,
-    spectrum: of what an ESC reports itself (spec ESC sections 4 and 6); a TAAE reports nothing.
+    spectrum: of what a codec reports itself: an ESC all three (spec ESC sections 4 and 6), a TAAE with a residual VQ
+    the first two, other TAAEs nothing.
     """
 
     l1: float = 1.0

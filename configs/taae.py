@@ -1,6 +1,7 @@
 """TAAE, from a laptop's few minutes to the paper's billion parameters. Widths are one head or whole heads of 128."""
 
 import dataclasses
+from typing import Any
 
 from codec_jax.experiment import (
     DataConfig,
@@ -14,8 +15,12 @@ from codec_jax.experiment import (
 from codec_jax.losses.spectral import STFTLossConfig
 from codec_jax.models import wavlm
 from codec_jax.models.discriminators import DiscriminatorConfig
-from codec_jax.models.taae import FSQConfig, TAAEConfig
+from codec_jax.models.taae import BottleneckConfig, TAAEConfig
 
+# Of the ablations. Every bottleneck with codes spends exactly 24 bits a frame, 4,800 bit/s at nano's 200 frames a
+# second, and no code is lost to rounding up to whole bits: 16 levels in 6 dimensions (4 · 6), 3 codebooks of 256 words
+# (3 · 8), 2 codebooks of 4 levels in 6 dimensions (2 · 2 · 6).
+ABLATION_LEVELS = ((4,) * 6, (8,) * 6, (16,) * 6)
 PAPER_LEVELS = ((5,) * 6, (9,) * 6, (17,) * 6)
 
 
@@ -31,7 +36,7 @@ def nano() -> Experiment:
     return Experiment(
         family="taae",
         model=TAAEConfig(patch_size=40, channels=128, transformer_depths=(1, 1), sliding_window=(15, 16)),
-        bottleneck=FSQConfig(levels=(17,) * 6),
+        bottleneck=BottleneckConfig(levels=(17,) * 6),
         data=DataConfig(batch_size=6, crop_seconds=0.5),
         losses=LossConfig(
             l1=100.0,
@@ -90,7 +95,7 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
     return Experiment(
         family="taae",
         model=TAAEConfig(channels=channels, transformer_depths=depths),
-        bottleneck=FSQConfig(train_levels=PAPER_LEVELS),
+        bottleneck=BottleneckConfig(train_levels=PAPER_LEVELS),
         data=DataConfig(batch_size=batch_size, crop_seconds=5.12),
         discriminator=DiscriminatorConfig(filters=32, stride=(1, 2)),
         discriminator_seconds=1.0,
@@ -100,6 +105,38 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
         },
         training=TrainingConfig(steps=steps),
     )
+
+
+def ablation(kind: str = "fsq", latent_dim: int = 6, **bottleneck: Any) -> Experiment:
+    """Nano with another bottleneck, for comparisons at one rate; nothing else of the recipe differs."""
+    base = nano()
+    model = dataclasses.replace(base.model, latent_dim=latent_dim)
+    return dataclasses.replace(base, model=model, bottleneck=BottleneckConfig(kind=kind, **bottleneck))
+
+
+def ablation_fsq() -> Experiment:
+    """One fixed level set."""
+    return ablation(levels=(16,) * 6)
+
+
+def ablation_fsq_sampled() -> Experiment:
+    """The paper's way: every step draws a level set, of which the largest is the rate compared."""
+    return ablation(levels=(16,) * 6, train_levels=ABLATION_LEVELS)
+
+
+def ablation_rvq() -> Experiment:
+    """As in DAC, latents are wide and every codebook projects them down; their width costs no bits."""
+    return ablation("residual_vq", latent_dim=64, num_codebooks=3, codebook_size=256, codebook_dim=8)
+
+
+def ablation_none() -> Experiment:
+    """What the six latent dimensions could carry at any rate: the upper bound of both FSQs."""
+    return ablation("none")
+
+
+def ablation_scalable() -> Experiment:
+    """Residual FSQ whose first codebook alone, 12 bits a frame, is trained too."""
+    return ablation(levels=(4,) * 6, num_codebooks=2, codebook_dropout=0.5)
 
 
 def perceptual(pretrained: Experiment) -> Experiment:
@@ -148,6 +185,11 @@ VARIANTS = {
     "250m": lambda: large(768, (4, 9)),
     "500m": lambda: large(1024, (4, 10)),
     "1b": lambda: large(1024, (8, 20), batch_size=512),
+    "ablation-fsq": ablation_fsq,
+    "ablation-fsq-sampled": ablation_fsq_sampled,
+    "ablation-rvq": ablation_rvq,
+    "ablation-none": ablation_none,
+    "ablation-scalable": ablation_scalable,
     "small-ctc": small_ctc,
     "1b-perceptual": lambda: perceptual(large(1024, (8, 20), batch_size=512)),
     "1b-ctc": lambda: phonetic(large(1024, (8, 20), batch_size=512), steps=500_000),

@@ -219,7 +219,7 @@ def test_tokens_of_another_model_are_refused(codec):
     other = tiny.codec(tiny.changed(tiny.CONFIG, model=tiny.changed(tiny.MODEL, patch_size=40)))
     with pytest.raises(UserError, match="samples a frame"):
         codec.decode(other.encode(speechlike(400)))
-    finer = tiny.codec(tiny.changed(tiny.CONFIG, bottleneck=taae.FSQConfig(levels=(9,) * 3)))
+    finer = tiny.codec(tiny.changed(tiny.CONFIG, bottleneck=taae.BottleneckConfig(levels=(9,) * 3)))
     with pytest.raises(UserError, match="training bottleneck"):
         codec.decode(finer.encode(speechlike(400)))
 

@@ -13,7 +13,7 @@ from codec_jax.models import taae
 MODEL = taae.TAAEConfig(
     patch_size=20, channels=16, transformer_depths=(1, 1), sliding_window=(3, 4), head_dim=8, latent_dim=3
 )
-CONFIG = taae.Config(MODEL, taae.FSQConfig(levels=(5,) * 3, train_levels=((3,) * 3, (5,) * 3)))
+CONFIG = taae.Config(MODEL, taae.BottleneckConfig(levels=(5,) * 3, train_levels=((3,) * 3, (5,) * 3)))
 STAGES = [([5] * 3, 1.0), ([5] * 3, 0.25)]
 
 

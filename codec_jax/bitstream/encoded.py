@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from codec_jax.bitstream import header, payload
-from codec_jax.bitstream.header import FAMILIES, in_streams, rate_of_streams
+from codec_jax.bitstream.header import FAMILIES
 from codec_jax.errors import UserError, require
-from codec_jax.models.protocol import Rate
+from codec_jax.models.protocol import Rate, in_streams, rate_of_streams
 from codec_jax.quantizers import residual_fsq
 
 

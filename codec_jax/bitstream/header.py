@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from codec_jax.errors import require
-from codec_jax.models.protocol import Rate
+from codec_jax.models.protocol import Rate, in_streams, rate_of_streams
 from codec_jax.quantizers import residual_fsq
 
 MAGIC = b"\x89CJX"
@@ -15,16 +15,6 @@ VERSION = 1
 FAMILIES = {"taae": 1, "esc": 2}
 MAX_CODEBOOKS = 4096
 BAD_HEADER = "The header of this .cjx file holds values that no encoder writes: encode the audio again."
-
-
-def in_streams(rate: Rate) -> bool:
-    """True for rates of a number of streams, false for stages of levels."""
-    return isinstance(rate.stages[0], int)
-
-
-def rate_of_streams(count: int) -> Rate:
-    """The rate of the first `count` streams."""
-    return Rate(f"{count}streams", (count,))
 
 
 def write(fields: dict) -> bytes:

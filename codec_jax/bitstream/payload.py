@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Int32
 
-from codec_jax.bitstream.header import BAD_HEADER, in_streams, rate_of_streams
+from codec_jax.bitstream.header import BAD_HEADER
 from codec_jax.errors import require
-from codec_jax.models.protocol import Rate
+from codec_jax.models.protocol import Rate, in_streams, rate_of_streams
 
 _MAX_CODES = 2**31  # entries of `codes`: a header that asks for more is refused before anything is allocated
 

@@ -115,7 +115,7 @@ def _input_output(p: argparse.ArgumentParser, inputs: str, output: str) -> None:
 
 def _rate_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--bottleneck", metavar="NAME", help="train, 1x46656_400bps, 2x15625_700bps or 4x729_1000bps")
-    p.add_argument("--num-streams", type=int, metavar="N", help="ESC: streams to send, 1 to 6")
+    p.add_argument("--num-streams", type=int, metavar="N", help="streams of an ESC, or codebooks of a TAAE of several")
     p.add_argument("--no-normalize", action="store_true", help="leave the loudness as it is")
 
 
@@ -188,7 +188,7 @@ def _describe_codec(family: str, config, count: int | None) -> dict[str, object]
         "parameters": f"{_count(_abstract_params(model, config)) if count is None else count:,}",
         "sample rate": f"{geometry.sample_rate} Hz, {geometry.channels} channel{'s' * (geometry.channels > 1)}",
         "frames": f"{frame_rate:g} Hz, {geometry.hop_length} samples each",
-        "bit/s": ", ".join(rates),
+        "bit/s": ", ".join(rates) if rates else "none: a codec without bottleneck",
         "reach": "unbounded"
         if field is None
         else f"{field[0] / frame_rate:.2f} s back, {field[1] / frame_rate:.2f} s ahead",

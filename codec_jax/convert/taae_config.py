@@ -8,7 +8,7 @@ from typing import Any
 
 from codec_jax.convert.layout import Tensors
 from codec_jax.errors import UserError
-from codec_jax.models.taae import Config, FSQConfig, TAAEConfig
+from codec_jax.models.taae import BottleneckConfig, Config, TAAEConfig
 
 _SIZES = ("channels", "c_mults", "strides", "transformer_depths", "latent_dim")
 _SWITCHES = ("sliding_window", "use_snake", "conformer", "layer_scale", "use_dilated_conv")
@@ -35,6 +35,11 @@ def write(cfg: Config, brought: Mapping[str, Any], target: str) -> dict[str, Any
     target: "upstream" or "twin". Raises UserError for what the target cannot express.
     """
     model = cfg.model
+    if cfg.bottleneck.kind != "fsq" or cfg.bottleneck.num_codebooks != 1:
+        kind = f"bottleneck.kind={cfg.bottleneck.kind} with num_codebooks={cfg.bottleneck.num_codebooks}"
+        raise UserError(
+            f"{kind} has no counterpart in PyTorch: upstream and codec_jax.pytorch know an FSQ of one codebook alone."
+        )
     explicit_heads = _needs_dim_heads(model) and not _same_heads(brought)
     if target == "upstream":
         _check_expressible(model, explicit_heads)
@@ -122,12 +127,12 @@ def _check_halves(encoder: Mapping[str, Any], decoder: Mapping[str, Any]) -> Non
             raise UserError(f"{name} differs between encoder ({encoder[name]}) and decoder ({decoder[name]}).")
 
 
-def _read_bottleneck(config: Mapping[str, Any]) -> FSQConfig:
+def _read_bottleneck(config: Mapping[str, Any]) -> BottleneckConfig:
     if config.get("num_codebooks", 1) != 1:
         raise UserError("a dithered_fsq with more than one codebook is not supported.")
     levels = config["levels"]
     levels = tuple(levels) if isinstance(levels, list) else (levels,) * config["dim"]
-    return FSQConfig(levels=levels, noise_dropout=config.get("noise_dropout", 0.05))
+    return BottleneckConfig(levels=levels, noise_dropout=config.get("noise_dropout", 0.05))
 
 
 def _head_dim(tensors: Tensors, named: int) -> int:
@@ -233,7 +238,8 @@ def _known_to_upstream(cfg: Config) -> Config:
     """Without what is ours alone: how to compute, and level sets that only training draws."""
     fresh = TAAEConfig()
     ours = {name: getattr(fresh, name) for name in ("remat", "unroll", "attention_impl", "dtype")}
-    return Config(dataclasses.replace(cfg.model, **ours), dataclasses.replace(cfg.bottleneck, train_levels=()))
+    bottleneck = BottleneckConfig(levels=cfg.bottleneck.levels, noise_dropout=cfg.bottleneck.noise_dropout)
+    return Config(dataclasses.replace(cfg.model, **ours), bottleneck)
 
 
 def _check_expressible(model: TAAEConfig, explicit_heads: bool) -> None:

@@ -17,7 +17,7 @@ from codec_jax.models import esc_codebooks
 from codec_jax.models.esc_config import Config, ESCConfig, VQConfig
 from codec_jax.models.esc_flops import network_flops
 from codec_jax.models.esc_network import Network, Pass
-from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables
+from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables, rate_of_streams
 from codec_jax.nn.transformer import Valid
 from codec_jax.ops.counter_random import quick
 from codec_jax.ops.power_law import power_law_distance
@@ -74,7 +74,7 @@ def rate(cfg: Config, bottleneck=None, num_streams: int | None = None) -> Rate:
     streams = most if num_streams is None else num_streams
     if not 1 <= streams <= most:
         raise UserError(f"num_streams is {streams}: this codec has 1 to {most} streams.")
-    return Rate(f"{streams}streams", (streams,))
+    return rate_of_streams(streams)
 
 
 def rates(cfg: Config) -> dict[str, Rate]:
@@ -112,7 +112,7 @@ def forward(
     audio = audio[:, : _whole(cfg, audio.shape[1])]
     streams: vq.Streams = cfg.bottleneck.num_streams
     if train and quantise:
-        streams = draw_streams(keys.step, cfg.bottleneck.num_streams, cfg.bottleneck.stream_dropout)
+        streams = vq.draw_streams(keys.step, cfg.bottleneck.num_streams, cfg.bottleneck.stream_dropout)
     target = to_spectrum(cfg, audio)
     out, variables = run(cfg, variables, target, streams, train=train, quantise=quantise)
     commitment, codebook = out.losses.mean(1)
@@ -161,6 +161,16 @@ def decode(
 def flops(cfg: Config, samples: int) -> dict[str, float]:
     """Of one forward pass over one clip of `samples` samples, by module (models/esc_flops.py)."""
     return network_flops(cfg, _whole(cfg, samples))
+
+
+def has_tokens(cfg: Config) -> bool:
+    """True: its bottleneck is what an ESC is."""
+    return True
+
+
+def has_codebooks(cfg: Config) -> bool:
+    """True: there is no other ESC."""
+    return True
 
 
 def seed_codebooks(
@@ -223,13 +233,6 @@ def to_audio(
     real, imag = jnp.moveaxis(spectrum.swapaxes(1, 2), -1, 0)
     counts = None if frames is None else _stft_counts(cfg, frames)
     return istft(real, imag, model.n_fft, model.stft_hop_length, hann(model.win_length), counts)[..., None]
-
-
-def draw_streams(key: PRNGKeyArray, most: int, dropout: float) -> Int[Array, ""]:
-    """With probability `dropout` 1 to `most` streams, each equally likely, else all."""
-    whether, which = jax.random.split(key)
-    drawn = jax.random.randint(which, (), 1, most + 1)
-    return jnp.where(jax.random.bernoulli(whether, dropout), drawn, most)
 
 
 def _encode(cfg: Config, variables: Variables, audio: Array, frames: Array | None, streams: int) -> Array:

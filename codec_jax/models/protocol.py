@@ -15,11 +15,22 @@ class Rate(NamedTuple):
     """How latents become tokens: hashable, so that it can be static under jit.
 
     name: `"train"` for the bottleneck the codec was trained with, the name of a preset, or `"custom"`.
-    stages: FSQ stages `((levels, scale), ...)`, or `(num_streams,)` for ESC.
+    stages: FSQ stages `((levels, scale), ...)`, or `(num_streams,)`: so many streams of an ESC, or codebooks of a TAAE
+    that has several.
     """
 
     name: str
     stages: tuple
+
+
+def in_streams(rate: Rate) -> bool:
+    """True for rates of a number of streams, false for stages of levels."""
+    return isinstance(rate.stages[0], int)
+
+
+def rate_of_streams(count: int) -> Rate:
+    """The rate of the first `count` streams."""
+    return Rate(f"{count}streams", (count,))
 
 
 class Geometry(NamedTuple):
@@ -88,7 +99,10 @@ class Family(Protocol):
     def decode(self, cfg: Any, variables: Variables, codes: Array, frames: Array | None, rate: Rate) -> Array: ...
     def flops(self, cfg: Any, samples: int) -> dict[str, float]: ...
 
-    # Of families with codebooks alone:
+    def has_tokens(self, cfg: Any) -> bool: ...
+
+    # Learned codebooks; the last two only where there are some.
+    def has_codebooks(self, cfg: Any) -> bool: ...
     def seed_codebooks(
         self, cfg: Any, variables: Variables, audio: Array, iterations: int, key: PRNGKeyArray
     ) -> Variables: ...

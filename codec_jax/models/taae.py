@@ -1,6 +1,6 @@
-"""TAAE, the codec of Stable Codec (arXiv 2411.19842): the autoencoder, its FSQ bottleneck, and what a family owes.
+"""TAAE, the codec of Stable Codec (arXiv 2411.19842): the autoencoder, its bottleneck, and what a family owes.
 
-waveform → models/autoencoder.py → latents → quantizers/ → codes, and back (spec TAAE section 4).
+waveform → models/autoencoder.py → latents → models/bottlenecks.py → codes, and back (spec TAAE section 4).
 """
 
 import dataclasses
@@ -11,28 +11,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from codec_jax.errors import UserError
+from codec_jax.models import bottlenecks
 from codec_jax.models.autoencoder import DILATIONS, Decoder, Encoder, TAAEConfig, frame_rates, patch, unpatch
+from codec_jax.models.bottlenecks import BottleneckConfig, dequantise, quantise
 from codec_jax.models.flops import autoencoder_flops
 from codec_jax.models.protocol import Forward, Geometry, Keys, Rate, Variables
 from codec_jax.nn.transformer import Valid
 from codec_jax.ops.counter_random import quick
-from codec_jax.quantizers import fsq, residual_fsq
+from codec_jax.quantizers import residual_vq
+from codec_jax.quantizers.vq import POINTS
 
-
-@dataclasses.dataclass(frozen=True)
-class FSQConfig:
-    """Finite scalar quantisation. levels: of the bottleneck called "train", one per latent dimension.
-
-    train_levels: level sets of which every training step draws one (empty: `levels` alone). noise_dropout: p of the
-    raw / hard / dither mixture (p², p(1-p), 1-p).
-    """
-
-    levels: tuple[int, ...] = (17,) * 6
-    train_levels: tuple[tuple[int, ...], ...] = ()
-    noise_dropout: float = 0.5
+__all__ = ["BottleneckConfig", "Config", "TAAEConfig", "dequantise", "quantise"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +32,11 @@ class Config:
     """A TAAE codec: the autoencoder and its bottleneck."""
 
     model: TAAEConfig = dataclasses.field(default_factory=TAAEConfig)
-    bottleneck: FSQConfig = dataclasses.field(default_factory=FSQConfig)
+    bottleneck: BottleneckConfig = dataclasses.field(default_factory=BottleneckConfig)
 
     def validate(self) -> None:
         """Raises UserError where fields contradict each other."""
-        model, bottleneck = self.model, self.bottleneck
+        model = self.model
         stages = {len(model.c_mults), len(model.strides), len(model.transformer_depths)}
         if len(stages) != 1 or not model.strides:
             raise UserError("model.c_mults, model.strides and model.transformer_depths need one entry per stage each.")
@@ -67,15 +59,7 @@ class Config:
             raise UserError(f'model.remat is "none", "full" or "dots", not "{model.remat}".')
         if model.dtype not in ("float32", "bfloat16"):
             raise UserError(f'model.dtype is "float32" or "bfloat16", not "{model.dtype}".')
-        if not 0 <= bottleneck.noise_dropout <= 1:
-            raise UserError(f"bottleneck.noise_dropout is a probability, not {bottleneck.noise_dropout}.")
-        for levels in (bottleneck.levels, *bottleneck.train_levels):
-            fsq.validate(levels)
-            if len(levels) != model.latent_dim:
-                raise UserError(
-                    f"bottleneck levels {levels} need one entry per latent dimension (model.latent_dim is "
-                    f"{model.latent_dim})."
-                )
+        self.bottleneck.validate(model.latent_dim)
 
 
 # ---- what a family owes (models/protocol.py) ---------------------------------------------------
@@ -110,40 +94,32 @@ def padded_length(cfg: Config, samples: int) -> int:
 
 
 def rate(cfg: Config, bottleneck=None, num_streams: int | None = None) -> Rate:
-    """`None` or "train": the bottleneck it was trained with. A preset's name or free stages: post-hoc residual FSQ."""
-    if num_streams is not None:
-        raise UserError("num_streams belongs to ESC; a TAAE's rate is chosen with bottleneck (--bottleneck).")
-    if bottleneck is None or (isinstance(bottleneck, str) and bottleneck == "train"):
-        return Rate("train", ((cfg.bottleneck.levels, 1.0),))
-    stages = residual_fsq.parse(bottleneck)
-    for levels, _ in stages:
-        if len(levels) != cfg.model.latent_dim:
-            raise UserError(
-                f"bottleneck {bottleneck} has {len(levels)} dimensions, but this model's latents have "
-                f"{cfg.model.latent_dim}."
-            )
-    return Rate(bottleneck if isinstance(bottleneck, str) else "custom", stages)
+    """`None` or "train": the bottleneck it was trained with, of several codebooks the first num_streams (None: all).
+
+    A preset's name or free stages: post-hoc residual FSQ.
+    """
+    return bottlenecks.rate(cfg.bottleneck, cfg.model.latent_dim, bottleneck, num_streams)
 
 
 def rates(cfg: Config) -> dict[str, Rate]:
-    """Every named rate of this model: that of its training, and the presets for as many latent dimensions."""
-    fitting = [name for name, stages in residual_fsq.PRESETS.items() if len(stages[0][0]) == cfg.model.latent_dim]
-    return {name: rate(cfg, name) for name in ("train", *fitting)}
+    """Every named rate of this model: those of its training, and the presets for as many latent dimensions."""
+    return bottlenecks.rates(cfg.bottleneck, cfg.model.latent_dim)
 
 
 def codebook_sizes(cfg: Config, rate: Rate) -> tuple[int, ...]:
-    """One codebook per stage: the product of its levels."""
-    return tuple(math.prod(levels) for levels, _ in rate.stages)
+    """One codebook per stage (the product of its levels) or stream."""
+    return bottlenecks.codebook_sizes(cfg.bottleneck, rate)
 
 
 def init(cfg: Config, key: PRNGKeyArray) -> Variables:
     """Fresh variables, boxed with logical axis names (`nn.get_partition_spec`, `nn.unbox`)."""
     model = cfg.model
-    encoder_key, decoder_key = jax.random.split(quick(key))
+    encoder_key, decoder_key, bottleneck_key = jax.random.split(quick(key), 3)
     patches = jnp.zeros((1, frame_rates(model)[0], model.patch_size * model.audio_channels))
     encoder = Encoder(model).init(encoder_key, patches)["params"]
     decoder = Decoder(model).init(decoder_key, jnp.zeros((1, 1, model.latent_dim)))["params"]
-    return {"params": {"encoder": encoder, "decoder": decoder}}
+    bottleneck = bottlenecks.init(cfg.bottleneck, model.latent_dim, bottleneck_key)
+    return {"params": {"encoder": encoder, "decoder": decoder} | ({"bottleneck": bottleneck} if bottleneck else {})}
 
 
 def analyse(
@@ -181,26 +157,26 @@ def forward(
     train: bool,
     quantise: bool = True,
 ) -> Forward:
-    """The whole codec; in training with the noise mixture and a drawn level set, else with hard codes.
+    """The whole codec; in training with what its bottleneck draws, else with hard codes.
 
-    quantise: False passes the bounded latents on as they are.
+    quantise: False passes the bounded latents on as they are. losses: "commitment" and "codebook" of a residual VQ.
     """
-    latents = analyse(cfg, variables, audio)
-    bottleneck = cfg.bottleneck
+    latents, params = analyse(cfg, variables, audio), _bottleneck_params(variables)
     if not quantise:
-        quantised, codes = jnp.tanh(latents.astype(jnp.float32)), fsq.encode(latents, bottleneck.levels)
+        passed = bottlenecks.unquantised(cfg.bottleneck, params, latents)
     elif train:
-        level_sets = bottleneck.train_levels or (bottleneck.levels,)
-        quantised, codes = fsq.train(latents, keys.step, keys.clips, level_sets, bottleneck.noise_dropout)
+        passed = bottlenecks.train(cfg.bottleneck, params, latents, keys)
     else:
-        codes = fsq.encode(latents, bottleneck.levels)
-        quantised = fsq.decode(codes, bottleneck.levels)
-    return Forward(synthesise(cfg, variables, quantised), audio, codes[:, None], latents, {}, variables)
+        passed = bottlenecks.infer(cfg.bottleneck, params, latents)
+    if passed.points:
+        variables = {**variables, POINTS: {"bottleneck": passed.points}}
+    heard = synthesise(cfg, variables, passed.latents)
+    return Forward(heard, audio, passed.codes, latents, passed.losses, variables)
 
 
-def usage(cfg: Config, forward: Forward) -> Int[Array, "dim level"]:
-    """How often every level of every latent dimension is what a latent rounds to; negative beyond its levels."""
-    return fsq.level_counts(forward.latents, cfg.bottleneck.levels)
+def usage(cfg: Config, forward: Forward) -> Int[Array, "codebook word"]:
+    """How often every level or word is what a latent becomes, see `bottlenecks.usage`."""
+    return bottlenecks.usage(cfg.bottleneck, forward.latents, forward.codes)
 
 
 def encode(
@@ -210,8 +186,9 @@ def encode(
     frames: Int[Array, " batch"] | None,
     rate: Rate,
 ) -> Int[np.ndarray, "batch codebook frame"]:
-    """Audio to tokens: float32 on the device for "train", float64 on the host for post-hoc stages, as upstream."""
-    return quantise(_analyse_jit(cfg, variables, audio, frames), rate)
+    """Audio to tokens: float32 on the device, of several FSQ stages float64 on the host, as upstream."""
+    latents = _analyse_jit(cfg, variables, audio, frames)
+    return bottlenecks.encode(cfg.bottleneck, _bottleneck_params(variables), latents, rate)
 
 
 def decode(
@@ -222,29 +199,65 @@ def decode(
     rate: Rate,
 ) -> Float[Array, "batch time channel"]:
     """Tokens to audio."""
-    return _synthesise_jit(cfg, variables, dequantise(codes, rate), frames)
+    params = _bottleneck_params(variables)
+    latents = bottlenecks.decode(cfg.bottleneck, params, cfg.model.latent_dim, codes, rate)
+    return _synthesise_jit(cfg, variables, latents, frames)
+
+
+def unquantised(
+    cfg: Config,
+    variables: Variables,
+    audio: Float[Array, "batch time channel"],
+    frames: Int[Array, " batch"] | None = None,
+) -> Float[Array, "batch time channel"]:
+    """Audio through the codec with its bottleneck left open: bounded latents go straight to the decoder."""
+    latents = bottlenecks.bound(cfg.bottleneck, analyse(cfg, variables, audio, frames))
+    return synthesise(cfg, variables, latents, frames)
 
 
 def flops(cfg: Config, samples: int) -> dict[str, float]:
     """Of one forward pass over one clip of `samples` samples, a multiple of the hop, by module (models/flops.py)."""
-    return autoencoder_flops(cfg.model, samples)
+    counts = autoencoder_flops(cfg.model, samples)
+    between = bottlenecks.flops(cfg.bottleneck, cfg.model.latent_dim, samples // cfg.model.hop_length)
+    encoder = {name: count for name, count in counts.items() if name.startswith("encoder/")}
+    return {**encoder, **between, **{name: count for name, count in counts.items() if name not in encoder}}
 
 
-def quantise(latents: Float[Array, "batch frame latent"], rate: Rate) -> Int[np.ndarray, "batch codebook frame"]:
-    """Latents to tokens."""
-    if rate.name == "train":
-        return np.asarray(_fsq_encode_jit(latents, rate.stages[0][0]))[:, None]
-    return residual_fsq.encode(np.asarray(latents), rate.stages)
+def has_tokens(cfg: Config) -> bool:
+    """False without a bottleneck, where only post-hoc FSQ makes tokens."""
+    return cfg.bottleneck.kind != "none"
 
 
-def dequantise(codes: Int[np.ndarray, "batch codebook frame"], rate: Rate) -> Float[np.ndarray, "batch frame latent"]:
-    """Tokens to latents. For a single stage of scale 1 the two tables are one."""
-    return residual_fsq.decode(np.asarray(codes), rate.stages)
+def has_codebooks(cfg: Config) -> bool:
+    """True of a residual VQ, whose codebooks can be seeded and revived."""
+    return cfg.bottleneck.kind == "residual_vq"
+
+
+def seed_codebooks(
+    cfg: Config,
+    variables: Variables,
+    audio: Float[Array, "batch time channel"],
+    iterations: int,
+    key: PRNGKeyArray,
+) -> Variables:
+    """The variables with codebooks from k-means of this audio's latents."""
+    latents, params = _analyse_jit(cfg, variables, audio), variables["params"]
+    found = bottlenecks.seeded(cfg.bottleneck, params["bottleneck"], latents, iterations, key)
+    return {**variables, "params": {**params, "bottleneck": found}}
+
+
+def revive(cfg: Config, params: Any, points: Any, dead: Bool[Array, "codebook word"], key: PRNGKeyArray) -> Any:
+    """The parameters with points, which a training forward pass left in its variables, in place of dead words."""
+    found = residual_vq.revived(params["bottleneck"], points["bottleneck"]["codebook"], dead, key)
+    return {**params, "bottleneck": found}
+
+
+def _bottleneck_params(variables: Variables) -> Any:
+    return variables["params"].get("bottleneck", {})
 
 
 _analyse_jit = functools.partial(jax.jit, static_argnums=0)(analyse)
 _synthesise_jit = functools.partial(jax.jit, static_argnums=0)(synthesise)
-_fsq_encode_jit = functools.partial(jax.jit, static_argnums=1)(fsq.encode)
 
 
 def _valid(frames: Array | None, count: int) -> Valid:

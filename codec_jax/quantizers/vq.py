@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Float, Int, Int32, PRNGKeyArray
 
 from codec_jax.nn.linear import partitioned, torch_uniform
 
@@ -103,6 +103,13 @@ def counts(codes: Int[Array, "batch codebook frame"], codebook_size: int) -> Int
     return jax.nn.one_hot(codes, codebook_size, dtype=jnp.int32).sum((0, 2))
 
 
+def draw_streams(key: PRNGKeyArray, most: int, dropout: float) -> Int[Array, ""]:
+    """With probability `dropout` 1 to `most` streams, each equally likely, else all."""
+    whether, which = jax.random.split(key)
+    drawn = jax.random.randint(which, (), 1, most + 1)
+    return jnp.where(jax.random.bernoulli(whether, dropout), drawn, most)
+
+
 def _unit(x: Array) -> Array:
     return x / jnp.maximum(jnp.sqrt(jnp.square(x).sum(-1, keepdims=True)), _NORM_FLOOR)
 
@@ -124,7 +131,7 @@ class ProductVQ(nn.Module):
     def setup(self):
         self.down, self.up = _projections(self, self.config, self.rows * self.dim, self.codebook_dim)
         shape = (self.config.codebook_size, self.codebook_dim)
-        self.codebooks = [_codebook(self, f"codebook_{g}", shape) for g in range(self.config.groups)]
+        self.codebooks = [declare_codebook(self, f"codebook_{g}", shape) for g in range(self.config.groups)]
 
     def __call__(
         self, grid: Float[Array, "batch row column dim"], *, train: bool = False, quantise: bool = True
@@ -136,21 +143,21 @@ class ProductVQ(nn.Module):
         chunks = split(to_vectors(grid.astype(jnp.float32), self.config.overlap), self.config.groups)
         codes, out, total = [], [], jnp.zeros((2, len(grid)))
         for g, (chunk, down, codebook, up) in enumerate(zip(chunks, self.down, self.codebooks, self.up)):
-            z = _product(chunk, down)
-            _tell(self, g, z)
+            z = project(chunk, down)
+            tell(self, f"codebook_{g}", z)
             codes.append(nearest(jax.lax.stop_gradient(z), codebook, self.config.l2norm))
             q = z
             if quantise:
                 q = codebook[codes[-1]]
                 total = total + losses(z, q) / self.config.groups
                 q = straight_through(z, q) if train else q
-            out.append(_product(q, up))
+            out.append(project(q, up))
         return Quantised(self._grid(out), jnp.stack(codes, 1)[:, None], total)
 
     def dequantise(self, codes: Int[Array, "batch group frame"]) -> Float[Array, "batch row column dim"]:
         """The grid of these codes."""
         chunks = [self.codebooks[g][codes[:, g]] for g in range(self.config.groups)]
-        return self._grid([_product(q, up) for q, up in zip(chunks, self.up)])
+        return self._grid([project(q, up) for q, up in zip(chunks, self.up)])
 
     def _grid(self, chunks: list[Array]) -> Array:
         return to_grid(jnp.concatenate(chunks, -1), self.config.overlap, self.rows)
@@ -172,7 +179,7 @@ class ProductResidualVQ(nn.Module):
     def setup(self):
         self.down, self.up = _projections(self, self.config, self.rows * self.dim, self.codebook_dim, True)
         shape = (self.streams, self.config.codebook_size, self.codebook_dim)
-        self.codebooks = [_codebook(self, f"codebook_{g}", shape) for g in range(self.config.groups)]
+        self.codebooks = [declare_codebook(self, f"codebook_{g}", shape) for g in range(self.config.groups)]
 
     def __call__(
         self,
@@ -189,7 +196,7 @@ class ProductResidualVQ(nn.Module):
         chunks = split(to_vectors(grid.astype(jnp.float32), self.config.overlap), self.config.groups)
         codes, out, total = [], [], jnp.zeros((2, len(grid)))
         for g, (chunk, down, codebooks, up) in enumerate(zip(chunks, self.down, self.codebooks, self.up)):
-            z = residual = _product(chunk, down)
+            z = residual = project(chunk, down)
             mixed, indices, points = jnp.zeros_like(z), [], []
             for stream in range(self.streams):
                 points.append(residual)
@@ -199,9 +206,9 @@ class ProductResidualVQ(nn.Module):
                 total = total + kept * losses(residual, q) / self.config.groups
                 q = straight_through(residual, q) if train else q
                 mixed, residual = mixed + kept * q, residual - q
-            _tell(self, g, jnp.stack(points))
+            tell(self, f"codebook_{g}", jnp.stack(points))
             codes.append(jnp.stack(indices, 1))
-            out.append(_product(mixed if quantise else z, up))
+            out.append(project(mixed if quantise else z, up))
         total = total if quantise else jnp.zeros_like(total)
         return Quantised(self._grid(out), jnp.stack(codes, 2), total)
 
@@ -210,7 +217,7 @@ class ProductResidualVQ(nn.Module):
         out = []
         for g, up in enumerate(self.up):
             words = [self.codebooks[g][stream][codes[:, stream, g]] for stream in range(codes.shape[1])]
-            out.append(_product(sum(words[1:], words[0]), up))
+            out.append(project(sum(words[1:], words[0]), up))
         return self._grid(out)
 
     def _grid(self, chunks: list[Array]) -> Array:
@@ -232,17 +239,18 @@ def _projections(
     return down, up
 
 
-def _codebook(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
+def declare_codebook(module: nn.Module, name: str, shape: tuple[int, ...]) -> Array:
     """Kaiming normal, as upstream: every word about as long as the square root of two."""
     init = nn.initializers.normal(math.sqrt(2 / shape[-1]))
     return module.param(name, partitioned(init, (None,) * len(shape)), shape)
 
 
-def _tell(module: nn.Module, group: int, points: Array) -> None:
-    """Leaves the points in the collection `POINTS`, for callers that make it mutable."""
+def tell(module: nn.Module, name: str, points: Array) -> None:
+    """Leaves the points of the codebook `name` in the collection `POINTS`, for callers that make it mutable."""
     if not module.is_initializing():
-        module.sow(POINTS, f"codebook_{group}", jax.lax.stop_gradient(points), reduce_fn=lambda _, new: new)
+        module.sow(POINTS, name, jax.lax.stop_gradient(points), reduce_fn=lambda _, new: new)
 
 
-def _product(x: Array, kernel: Array | None) -> Array:
+def project(x: Array, kernel: Array | None) -> Array:
+    """A product that decides codes; None leaves x as it is."""
     return x if kernel is None else jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)

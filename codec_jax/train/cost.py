@@ -52,6 +52,8 @@ def _backward(forward: Mapping[str, float], freeze: tuple[str, ...]) -> float:
     """Of modules in the order of execution."""
     count, moving = 0.0, False  # whether anything trained lies before
     for name, flops in forward.items():
+        if name.endswith("/lookup"):  # a code has no gradient
+            continue
         frozen = any(name == part or name.startswith(f"{part}/") for part in freeze)
         if name.endswith("/attention"):  # products of activations
             count += 2 * flops if moving or not frozen else 0.0

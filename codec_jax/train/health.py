@@ -58,8 +58,10 @@ def code_figures(counts: np.ndarray) -> dict[str, float]:
     """How well the codes are used, from counts [codebook, word], negative where there is no word.
 
     Of an FSQ, codebooks are its latent dimensions and words their levels. Entropies are over their maximum, the log of
-    the codebook's number of words: 1 is uniform, 0 a single word.
+    the codebook's number of words: 1 is uniform, 0 a single word. Empty without codebooks.
     """
+    if not len(counts):
+        return {}
     there = np.asarray(counts) >= 0
     counts, levels = np.where(there, counts, 0).astype(np.float64), there.sum(1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -41,10 +41,16 @@ def evaluate(codec: Codec, clips: Sequence[Clip], samples: epath.Path, max_sampl
 
 
 def reconstruct(codec: Codec, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Every clip [channel, time] through encode and decode, loudness as given; batches of one shape compile once."""
+    """Every clip [channel, time] through encode and decode, loudness as given; batches of one shape compile once.
+
+    A codec without bottleneck has no codes: its latents go straight to its decoder.
+    """
     out: list[np.ndarray] = []
     for audio, lengths in _batches(clips):
-        decoded = codec.decode(codec.encode(audio, normalize=False, lengths=lengths))
+        if codec.has_tokens:
+            decoded = codec.decode(codec.encode(audio, normalize=False, lengths=lengths))
+        else:
+            decoded = codec.unquantised(audio, lengths).reshape(len(audio), audio.shape[1], -1)
         out += [item[:, :length] for item, length in zip(decoded, lengths)]
     return out[: len(clips)]
 

@@ -175,7 +175,7 @@ def test_stage_counts_are_compared(recipe):
 def test_a_new_config_reads_back():
     for fields in ({}, {"soft_clip": True, "use_dilated_conv": True, "audio_channels": 2}):
         model = tiny.changed(tiny.MODEL, head_dim=128, **fields)
-        bottleneck = taae.FSQConfig(levels=(5, 4, 3), noise_dropout=0.25)
+        bottleneck = taae.BottleneckConfig(levels=(5, 4, 3), noise_dropout=0.25)
         cfg = taae.Config(model, bottleneck)
         written = taae_config.write(cfg, {}, "upstream")
         variables = weights(cfg)

@@ -11,6 +11,7 @@ import pytest
 from codec_jax.errors import UserError
 from codec_jax.models import esc
 from codec_jax.models.protocol import spread
+from codec_jax.quantizers import vq
 
 MODEL = esc.ESCConfig(
     in_freq=48, win_length=80, stft_hop_length=32, h_dims=(8, 12, 16), num_heads=(2, 4), mlp_ratio=2.0
@@ -164,17 +165,17 @@ def test_forward_is_encode_and_decode(model):
 
 def test_one_draw_of_streams_per_step(model):
     cfg, variables = model
-    drawn = [int(esc.draw_streams(jax.random.key(i), 3, 0.5)) for i in range(200)]
+    drawn = [int(vq.draw_streams(jax.random.key(i), 3, 0.5)) for i in range(200)]
     shares = np.bincount(drawn, minlength=4)[1:] / 200
     np.testing.assert_allclose(shares, [1 / 6, 1 / 6, 4 / 6], atol=0.1)
-    assert all(int(esc.draw_streams(jax.random.key(i), 3, 0.0)) == 3 for i in range(5))
+    assert all(int(vq.draw_streams(jax.random.key(i), 3, 0.0)) == 3 for i in range(5))
     audio = jnp.asarray(noise(2, esc.padded_length(cfg, 900), 1))
     evaluated = forward(cfg, variables, audio, train=False)
     step = jax.jit(lambda v, a, key: esc.forward(cfg, v, a, spread(key, jnp.arange(2)), train=True))
     seen = set()
     for i in range(12):
         key = jax.random.key(i)
-        streams = int(esc.draw_streams(spread(key, jnp.arange(2)).step, 3, 0.5))
+        streams = int(vq.draw_streams(spread(key, jnp.arange(2)).step, 3, 0.5))
         commitment = float(step(variables, audio, key).losses["commitment"])
         assert (commitment < float(evaluated.losses["commitment"]) - 1e-6) == (streams < 3)
         seen.add(streams)

@@ -136,7 +136,7 @@ def test_bfloat16_stays_close_and_latents_stay_float32():
 def test_gradients_reach_every_parameter():
     """Straight-through estimation included: no part of the model is cut off."""
     audio = jax.random.normal(jax.random.key(0), (2, 400, 1))
-    cfg = tiny.changed(tiny.CONFIG, bottleneck=taae.FSQConfig(levels=(5,) * 3, noise_dropout=0.0))
+    cfg = tiny.changed(tiny.CONFIG, bottleneck=taae.BottleneckConfig(levels=(5,) * 3, noise_dropout=0.0))
 
     def loss(v):
         return jnp.square(

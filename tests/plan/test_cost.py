@@ -9,7 +9,7 @@ from codec_jax.experiment import LossConfig, StageConfig
 from codec_jax.losses.spectral import STFTLossConfig
 from codec_jax.models.discriminators import DACDiscriminatorConfig, DiscriminatorConfig
 from codec_jax.models.esc import ESCConfig, VQConfig
-from codec_jax.models.taae import FSQConfig, TAAEConfig
+from codec_jax.models.taae import BottleneckConfig, TAAEConfig
 from codec_jax.train import cost, sharding, stages, step
 from tests import tiny
 
@@ -22,7 +22,7 @@ def experiment(stage, **model):
     return dataclasses.replace(
         tiny.experiment(),
         model=dataclasses.replace(MODEL, **model),
-        bottleneck=FSQConfig(),
+        bottleneck=BottleneckConfig(),
         data=tiny.changed(tiny.experiment().data, batch_size=2, crop_seconds=0.25),
         losses=PLAIN,
         stages={"only": stage},

@@ -17,7 +17,7 @@ from codec_jax.codec import Codec
 from codec_jax.convert import wavlm as convert
 from codec_jax.errors import UserError
 from codec_jax.experiment import LossConfig, MeshConfig, PerceptualConfig, from_dict, to_dict
-from codec_jax.models.taae import FSQConfig
+from codec_jax.models.taae import BottleneckConfig
 from codec_jax.train import cost, loop, plan, sharding, stages, step, teachers
 from codec_jax.train.state import CODEC
 from tests import tiny, tiny_esc
@@ -204,7 +204,7 @@ def test_a_codec_of_another_family_or_size_is_no_beginning(tmp_path):
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     Codec("esc", tiny_esc.CONFIG, tiny_esc.variables()).save(tmp_path / "esc")
     deeper = dataclasses.replace(
-        tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, latent_dim=4), bottleneck=FSQConfig((5,) * 4)
+        tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, latent_dim=4), bottleneck=BottleneckConfig(levels=(5,) * 4)
     )
     tiny.codec(deeper).save(tmp_path / "wider")
     checkpoints = checkpoint.Checkpoints(tmp_path / "none", keep=1)
