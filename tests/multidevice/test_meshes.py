@@ -11,6 +11,7 @@ from codec_jax.models.discriminators import DACDiscriminatorConfig, Discriminato
 from codec_jax.train import sharding, stages, step
 from codec_jax.train.state import CODEC, DISCRIMINATOR
 from tests import tiny, tiny_esc
+from tests.models.test_bottlenecks import ALL as BOTTLENECKS
 from tests.models.test_esc import variables_of
 
 # Smooth losses: where a magnitude is near zero, logarithms, signs and its inverse root (the discriminators' spec_scale_pow)
@@ -123,6 +124,19 @@ def test_loss_and_gradients_do_not_depend_on_the_mesh(single, mesh):
     if mesh[0] * mesh[1] == 8:
         assert "f32[8,20,16]" not in found[3]  # activations [global batch, frames, channels]
     assert "f32[8,20,16]" in single[3]
+
+
+@pytest.mark.parametrize("kind", ["residual_vq", pytest.param("scalable", marks=pytest.mark.slow)])
+def test_bottlenecks_draw_the_same_on_every_mesh(kind):
+    """Noise and kept codebooks belong to clips; the codes counted are the same too."""
+    found = [
+        found_on(dataclasses.replace(experiment(MeshConfig(*mesh)), bottleneck=BOTTLENECKS[kind]))
+        for mesh in ((1, 1, 1), (2, 2, 2))
+    ]
+    compare(found[1], found[0])
+    np.testing.assert_array_equal(found[1][2]["usage"], found[0][2]["usage"])
+    if kind == "residual_vq":  # what codebooks quantise, [global batch, frames, codebook_dim]
+        assert ["f32[8,10,4]" in text for *_, text, _ in found] == [True, False]
 
 
 def test_two_players_on_a_mesh(single_adversarial):

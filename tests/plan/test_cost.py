@@ -55,6 +55,18 @@ def test_reconstruction(remat):
 
 
 @pytest.mark.slow
+def test_residual_vq():
+    """Codebooks as wide as the model: of the distances to their words no gradient is asked."""
+    bottleneck = BottleneckConfig("residual_vq", num_codebooks=4, codebook_size=1024, codebook_dim=128)
+    config = dataclasses.replace(experiment(StageConfig(), latent_dim=128), bottleneck=bottleneck)
+    costs, compiled = both_counts(config)
+    _, plain = both_counts(experiment(StageConfig()))
+    lookup = 2 * 2.0 * 50 * 4 * 128 * 1024  # clips, frames
+    assert compiled - plain > lookup
+    assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", [("encoder",), ("encoder/stage_0", "encoder/conv_in"), ("decoder/stage_1",)])
 def test_frozen_parts_cost_no_gradient(freeze):
     costs, compiled = both_counts(experiment(StageConfig(freeze=freeze)))
