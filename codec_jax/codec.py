@@ -151,7 +151,10 @@ class Codec:
             return np.asarray(_jitted(self._model.analyse)(self.config, self._variables, batch.swapaxes(1, 2), frames))
 
     def decode_latents(self, latents: Any) -> np.ndarray:
-        """TAAE: the decoder alone, [batch, frame, latent_dim] to [batch, time] ([batch, channel, time] if stereo)."""
+        """TAAE: the decoder alone, of latents as the bottleneck gives them.
+
+        [batch, frame, latent_dim] to [batch, time] ([batch, channel, time] if stereo).
+        """
         self._needs("synthesise", "decode_latents")
         with jax.default_matmul_precision("highest"):
             latents = np.asarray(latents, np.float32)
