@@ -1,43 +1,28 @@
-"""The run: data, state, steps, evaluations and checkpoints in one directory, resumable at any time."""
+"""The run: steps, evaluations and checkpoints in one directory, resumable at any time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from codec_jax import models
 from codec_jax.checkpoint import Checkpoints
 from codec_jax.codec import Codec
-from codec_jax.data import corpus, pipeline
-from codec_jax.data.phones import read_phones
-from codec_jax.data.transcripts import Labels, check_transcripts
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import chips, codebooks, cost, health, sharding, stages, step, stopping, teachers, validation
+from codec_jax.train import chips, codebooks, cost, feed, health, sharding, stages, step, stopping, teachers, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, HEAD, State, from_tree, to_tree
 from codec_jax.train.warm_start import warm_start
 
 SAMPLES = "samples"
-
-
-class Data(NamedTuple):
-    """Training batches (an iterator with a position that can be saved), held-out clips, names of the training files.
-
-    spoken: phones of every held-out clip, where some stage asks for phones.
-    """
-
-    batches: Any
-    held_out: list[validation.Clip]
-    names: list[str]
-    spoken: list[np.ndarray]
 
 
 def run(experiment: Experiment, workdir: epath.PathLike) -> None:
@@ -52,7 +37,7 @@ def run(experiment: Experiment, workdir: epath.PathLike) -> None:
     sharding.check_batch(mesh, experiment.data.batch_size // experiment.training.accumulate)
     check_workdir(experiment, workdir)
     with ledger.charge("init"):
-        data = open_data(experiment)
+        data = feed.open_data(experiment)
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(experiment, workdir)
         checkpoints = Checkpoints(
@@ -94,7 +79,7 @@ class Run(NamedTuple):
 
     experiment: Experiment
     mesh: Mesh
-    data: Data
+    data: feed.Data
     workdir: epath.Path
     checkpoints: Checkpoints
     log: Log
@@ -134,9 +119,9 @@ def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, re
             batch = next(run.data.batches)
         if stage.kmeans and number == stage.start + 1:
             with ledger.charge("init"), step.on_mesh(run.mesh):
-                state = codebooks.seed(run.experiment, stage, state, on_devices(batch, where)["audio"])
+                state = codebooks.seed(run.experiment, stage, state, feed.on_devices(batch, where)["audio"])
         with ledger.charge("compile" if number == first else "step"):
-            state, metrics = train_step(state, on_devices(batch, where), number - 1)
+            state, metrics = train_step(state, feed.on_devices(batch, where), number - 1)
             if number == first:
                 jax.block_until_ready(metrics["loss"])
         usage = usage + metrics["usage"]
@@ -229,13 +214,6 @@ def _profile(profile: tuple[int, int], number: int, workdir: epath.Path) -> None
         jax.profiler.stop_trace()
 
 
-def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays from this process's share of the batch, which holds every process_count-th of its clips."""
-    share: dict[str, np.ndarray] = {name: np.asarray(batch[name]) for name in ("audio", "phones") if name in batch}
-    share["place"] = jax.process_index() + jax.process_count() * np.arange(len(batch["audio"]), dtype=np.int32)
-    return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}
-
-
 # ---- beginnings --------------------------------------------------------------------------------
 
 
@@ -296,42 +274,6 @@ def check_workdir(experiment: Experiment, workdir: epath.Path) -> None:
             raise UserError(f"{workdir} holds a run of another model or bottleneck: give another --workdir.")
     elif workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run: give another --workdir.")
-
-
-def open_data(experiment: Experiment) -> Data:
-    """Both sides of the corpus; every process reads its share of the global batch."""
-    geometry = _geometry(experiment)
-    train_clips, valid_clips = corpus.corpora(experiment.data)
-    labels = _labels(experiment, (*train_clips, *valid_clips))
-    batches = pipeline.train_iterator(
-        train_clips,
-        experiment.data,
-        geometry.sample_rate,
-        geometry.channels,
-        seed=experiment.training.seed,
-        crop_samples=experiment.crop_samples,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-        labels=labels,
-    )
-    held_out = pipeline.valid_clips(valid_clips, experiment.data, geometry.sample_rate, geometry.channels)
-    spoken = []
-    if labels is not None:
-        spoken = pipeline.valid_targets(valid_clips, [name for name, _ in held_out], geometry.sample_rate, labels)
-    return Data(batches, held_out, [clip.name for clip in train_clips], spoken)
-
-
-def _labels(experiment: Experiment, clips: Sequence[corpus.Clip]) -> Labels | None:
-    """The phones that some stage asks for. Raises UserError where recordings have no transcript."""
-    if not any(stage.losses.ctc for stage in stages.resolve(experiment)):
-        return None
-    phones = read_phones(experiment.ctc.phones)
-    if len(phones) != experiment.ctc.num_phones:
-        raise UserError(
-            f"{phones.source} are {len(phones)}, and ctc.num_phones is {experiment.ctc.num_phones}: set it."
-        )
-    check_transcripts(clips)
-    return Labels(phones, experiment.ctc.most, "ctc.most")
 
 
 def _geometry(experiment: Experiment) -> Geometry:

@@ -1,0 +1,71 @@
+"""What a run is fed: batches of the training corpus and held-out clips, with the phones said in them where it asks."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from codec_jax import models
+from codec_jax.data import corpus, pipeline
+from codec_jax.data.phones import read_phones
+from codec_jax.data.transcripts import Labels, check_transcripts
+from codec_jax.errors import UserError
+from codec_jax.experiment import Experiment
+from codec_jax.train import stages, validation
+
+
+class Data(NamedTuple):
+    """Training batches (an iterator with a position that can be saved), held-out clips, names of the training files.
+
+    spoken: phones of every held-out clip, where some stage asks for phones.
+    """
+
+    batches: Any
+    held_out: list[validation.Clip]
+    names: list[str]
+    spoken: list[np.ndarray]
+
+
+def open_data(experiment: Experiment) -> Data:
+    """Both sides of the corpus; every process reads its share of the global batch."""
+    geometry = models.FAMILIES[experiment.family].geometry(experiment.codec)
+    train_clips, valid_clips = corpus.corpora(experiment.data)
+    labels = _labels(experiment, (*train_clips, *valid_clips))
+    batches = pipeline.train_iterator(
+        train_clips,
+        experiment.data,
+        geometry.sample_rate,
+        geometry.channels,
+        seed=experiment.training.seed,
+        crop_samples=experiment.crop_samples,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+        labels=labels,
+    )
+    held_out = pipeline.valid_clips(valid_clips, experiment.data, geometry.sample_rate, geometry.channels)
+    spoken = []
+    if labels is not None:
+        spoken = pipeline.valid_targets(valid_clips, [name for name, _ in held_out], geometry.sample_rate, labels)
+    return Data(batches, held_out, [clip.name for clip in train_clips], spoken)
+
+
+def _labels(experiment: Experiment, clips: Sequence[corpus.Clip]) -> Labels | None:
+    """The phones that some stage asks for. Raises UserError where recordings have no transcript."""
+    if not any(stage.losses.ctc for stage in stages.resolve(experiment)):
+        return None
+    phones = read_phones(experiment.ctc.phones)
+    if len(phones) != experiment.ctc.num_phones:
+        raise UserError(
+            f"{phones.source} are {len(phones)}, and ctc.num_phones is {experiment.ctc.num_phones}: set it."
+        )
+    check_transcripts(clips)
+    return Labels(phones, experiment.ctc.most, "ctc.most")
+
+
+def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
+    """Global arrays from this process's share of the batch, which holds every process_count-th of its clips."""
+    share: dict[str, np.ndarray] = {name: np.asarray(batch[name]) for name in ("audio", "phones") if name in batch}
+    share["place"] = jax.process_index() + jax.process_count() * np.arange(len(batch["audio"]), dtype=np.int32)
+    return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}
