@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec_jax.nn import swin
+from codec_jax.ops import platform
 
 CONFIG = swin.SwinConfig(window=4, mlp_ratio=2.0)
 
@@ -153,3 +154,31 @@ def test_rematerialised_is_the_same(remat):
     changed = swin.SwinConfig(window=4, mlp_ratio=2.0, remat=remat)
     for one, other in zip(gradient(CONFIG), gradient(changed)):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("clips", [None, 1, 2])
+def test_attention_along_lanes_is_attention(clips):
+    """What TPUs take, in value and gradients: without labels, with labels of all clips and of each."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 3, 4, 16, 3, 5)), jnp.float32) for _ in range(3))
+    bias = jnp.asarray(rng.standard_normal((3, 16, 16)), jnp.float32)
+    labels = None if clips is None else jnp.asarray(rng.integers(0, 3, (clips, 3, 4, 16)))
+    direction = jnp.asarray(rng.standard_normal(v.shape), jnp.float32)
+
+    def found(attend):
+        y, pull_back = jax.vjp(lambda *x: attend(*x, labels), q, k, v, bias)
+        return y, *pull_back(direction)
+
+    for ours, wanted in zip(found(swin.attend_along_lanes), found(swin.attend_by_products), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_which_attention(monkeypatch):
+    taken = []
+    monkeypatch.setattr(swin, "attend_along_lanes", lambda q, *_: taken.append("lanes") or q)
+    monkeypatch.setattr(swin, "attend_by_products", lambda q, *_: taken.append("products") or q)
+    attention = swin.WindowAttention(4, 3)
+    for name in ("cpu", "gpu", "tpu"):
+        with platform.tracing_for(name):
+            jax.eval_shape(lambda: attention.init(jax.random.key(0), jnp.zeros((1, 1, 1, 16, 6))))
+    assert taken == ["products", "products", "lanes"]
