@@ -143,12 +143,9 @@ class Codec:
         lengths: valid samples per item, as of `encode`; frames behind them mean nothing.
         """
         self._needs("analyse", "latents")
-        batch, valid = _check_audio(audio, lengths)
-        frames = None if lengths is None else np.asarray([-(-n // self.hop_length) for n in valid], np.int32)
-        padded = self._model.padded_length(self.config, batch.shape[2])
-        batch = np.stack([_padded(to_channels(item, self._geometry.channels), padded) for item in batch])
+        batch, frames = self._whole_hops(audio, lengths)
         with jax.default_matmul_precision("highest"):
-            return np.asarray(_jitted(self._model.analyse)(self.config, self._variables, batch.swapaxes(1, 2), frames))
+            return np.asarray(_jitted(self._model.analyse)(self.config, self._variables, batch, frames))
 
     def decode_latents(self, latents: Any) -> np.ndarray:
         """TAAE: the decoder alone, of latents as the bottleneck gives them.
@@ -167,13 +164,9 @@ class Codec:
         Gives [batch, time] ([batch, channel, time] if stereo), padded to whole hops. lengths: as for `encode`.
         """
         self._needs("unquantised", "unquantised")
-        batch, valid = _check_audio(audio, lengths)
-        padded = self._model.padded_length(self.config, batch.shape[2])
-        items = [item[:, :length] for item, length in zip(batch, valid)]
-        batch = np.stack([_padded(to_channels(item, self._geometry.channels), padded) for item in items])
-        frames = np.asarray([-(-length // self.hop_length) for length in valid], np.int32)
+        batch, frames = self._whole_hops(audio, lengths)
         with jax.default_matmul_precision("highest"):
-            heard = _jitted(self._model.unquantised)(self.config, self._variables, batch.swapaxes(1, 2), frames)
+            heard = _jitted(self._model.unquantised)(self.config, self._variables, batch, frames)
         out = np.asarray(heard).swapaxes(1, 2)
         return out[:, 0] if out.shape[1] == 1 else out
 
@@ -183,6 +176,14 @@ class Codec:
         storage.write(directory, config, self._variables, self.extras)
 
     # ---- one clip -------------------------------------------------------------------------------
+
+    def _whole_hops(self, audio: Any, lengths: Sequence[int] | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Audio as given, padded to whole hops, [batch, time, channel], and valid frames (None without lengths)."""
+        batch, valid = _check_audio(audio, lengths)
+        padded = self._model.padded_length(self.config, batch.shape[2])
+        items = [to_channels(item[:, :length], self._geometry.channels) for item, length in zip(batch, valid)]
+        frames = None if lengths is None else np.asarray([-(-n // self.hop_length) for n in valid], np.int32)
+        return np.stack([_padded(item, padded) for item in items]).swapaxes(1, 2), frames
 
     def _prepare(self, item: np.ndarray, sample_rate: int, normalize: bool) -> tuple[np.ndarray, float]:
         """[C, T] at any rate to the model's [C, padded] and the gain applied. As upstream, loudness comes last."""

@@ -167,6 +167,16 @@ def test_receptive_field_is_an_upper_bound(switches):
     assert seen.max() <= middle + left
 
 
+def test_latents_of_a_padded_batch(codec):
+    """What lies behind an item's end changes nothing, in its last frame neither."""
+    audio = np.random.default_rng(0).normal(0, 0.1, (2, 411)).astype(np.float32)
+    found = codec.latents(audio, lengths=[411, 203])
+    silent = audio.copy()
+    silent[1, 203:] = 0.0
+    np.testing.assert_array_equal(found, codec.latents(silent, lengths=[411, 203]))
+    np.testing.assert_allclose(found[1, :6], codec.latents(audio[1:, :203])[0], atol=1e-5)
+
+
 def test_latents_and_back(codec):
     audio = speechlike(410)
     latents = codec.latents(audio)

@@ -86,16 +86,18 @@ def mask_columns(x: Float[Array, "batch row column dim"], valid: Valid) -> Float
     return x if valid is None else jnp.where(valid[:, None, :, None], x, 0)
 
 
-# ---- blocks ------------------------------------------------------------------------------------
+# ---- attention ---------------------------------------------------------------------------------
+
+Heads = Float[Array, "batch rows columns token head dim"]
 
 
 def attend_by_products(
-    q: Float[Array, "batch rows columns token head dim"],
-    k: Float[Array, "batch rows columns token head dim"],
-    v: Float[Array, "batch rows columns token head dim"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
     bias: Float[Array, "head token token"],
     labels: Int[Array, "clip rows columns token"] | None,
-) -> Float[Array, "batch rows columns token head dim"]:
+) -> Heads:
     """Softmax(q kᵀ + bias) v inside every window, a matrix product per window and head; softmax in float32."""
     scores = jnp.einsum("...qhd,...khd->...hqk", q, k, preferred_element_type=jnp.float32) + bias
     if labels is not None:
@@ -106,12 +108,12 @@ def attend_by_products(
 
 
 def attend_along_lanes(
-    q: Float[Array, "batch rows columns token head dim"],
-    k: Float[Array, "batch rows columns token head dim"],
-    v: Float[Array, "batch rows columns token head dim"],
+    q: Heads,
+    k: Heads,
+    v: Heads,
     bias: Float[Array, "head token token"],
     labels: Int[Array, "clip rows columns token"] | None,
-) -> Float[Array, "batch rows columns token head dim"]:
+) -> Heads:
     """The same with all windows side by side in the last axis, [head, dim, token, window], and sums for products.
 
     A window has 16 tokens and a head some 15 dims: as matrices they fill an eighth of a TPU's lanes.
@@ -127,6 +129,9 @@ def attend_along_lanes(
     weights = jax.nn.softmax(scores, axis=2)
     y = (weights[:, None] * lanes(v)[:, :, None]).sum(3)  # [head, dim, query, window]
     return y.reshape(*y.shape[:3], *q.shape[:3]).transpose(3, 4, 5, 2, 0, 1).astype(v.dtype)
+
+
+# ---- blocks ------------------------------------------------------------------------------------
 
 
 class WindowAttention(nn.Module):

@@ -47,7 +47,7 @@ def reconstruction(
     return total, {**terms, **forward.losses}
 
 
-def spelling(
+def phone_loss(
     config: CTCConfig, head: PyTree, latents: Float[Array, "batch frame latent"], phones: Int[Array, "batch most"]
 ) -> Float[Array, ""]:
     """How badly the head reads the phones from the latents, see `losses.ctc`."""

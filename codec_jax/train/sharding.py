@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -93,6 +94,12 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
     if dropped:
         logging.getLogger(__name__).warning("not sharded, because sizes do not divide: %s", ", ".join(sorted(dropped)))
     return tree
+
+
+def place(array: Any, leaf: Any) -> jax.Array:
+    """A host's array on the devices, in the dtype and with the sharding of `leaf`, an array or its abstract shape."""
+    host = np.asarray(array).astype(leaf.dtype)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
 
 
 def whole(tree: PyTree, mesh: Mesh) -> PyTree:

@@ -308,7 +308,7 @@ def gradients(
         rate, listen = family.geometry(experiment.codec).sample_rate, teachers.listener(experiment, frozen)
         loss, terms = objective.reconstruction(forward, losses, rate, fade, listen)
         if losses.ctc:
-            terms["ctc"] = objective.spelling(experiment.ctc, head, forward.latents, clips["phones"])
+            terms["ctc"] = objective.phone_loss(experiment.ctc, head, forward.latents, clips["phones"])
             loss += losses.ctc * terms["ctc"]
         heard = nn.with_logical_constraint(forward.audio, ("batch", "time", None))
         return (heard, loss), (forward, terms)

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from codec_jax import sources
@@ -55,7 +54,7 @@ def load(experiment: Experiment, stage: Stage, mesh: Mesh) -> Teachers:
     cfg, tensors = sources.open_wavlm(config.weights)
     _check_same(config.weights, cfg, config.model)
     variables = convert.from_torch(tensors, cfg, max(config.layers))
-    return {WAVLM: jax.tree.map(_placed, variables, wanted[WAVLM])}
+    return {WAVLM: jax.tree.map(sharding.place, variables, wanted[WAVLM])}
 
 
 def listener(experiment: Experiment, teachers: Teachers) -> Listener | None:
@@ -77,8 +76,3 @@ def _check_same(source: str, found: WavLMConfig, wanted: WavLMConfig) -> None:
                 f"{source} is another WavLM than perceptual.model says: its {field.name} is {values[0]}, "
                 f"not {values[1]}. Set --config.perceptual.model.{field.name}."
             )
-
-
-def _placed(tensor: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    array = np.asarray(tensor).astype(leaf.dtype)
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from codec_jax import checkpoint, sources, storage
 from codec_jax.convert import layout
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment
+from codec_jax.train import sharding
 from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State
 
 PyTree = Any
@@ -69,11 +69,7 @@ def _placed(found: PyTree, wanted: PyTree, source: str) -> PyTree:
         if shapes[0] != shapes[1]:
             raise UserError(f"init_from={source} is of another size: its {name} is {shapes[0]}, and here {shapes[1]}.")
 
-    def place(array, leaf):
-        host = np.asarray(array).astype(leaf.dtype)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: host[index])
-
-    return jax.tree.map(place, found, wanted)
+    return jax.tree.map(sharding.place, found, wanted)
 
 
 def _article(family: str) -> str:
