@@ -171,15 +171,15 @@ def phonetic(pretrained: Experiment, steps: int) -> Experiment:
 
 
 def small_ctc() -> Experiment:
-    """What two CPU cores can watch of it: the codec of small-adversarial without its discriminators, longer crops."""
-    plain = small_adversarial()
+    """What two CPU cores can watch of it: `small` without discriminators, and crops that hold some twenty phones."""
+    plain = small()
     return dataclasses.replace(
         plain,
-        data=DataConfig(batch_size=2, crop_seconds=2.0),
-        losses=dataclasses.replace(plain.losses, ctc=1.0),
-        optim=OptimConfig(learning_rate=5e-4, warmup_steps=50, final_fraction=0.01, ema_decay=0.99),
+        data=DataConfig(batch_size=8, crop_seconds=2.0),
+        losses=LossConfig(mel=1.0, ctc=1.0),
+        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, final_fraction=0.01, ema_decay=0.99),
         stages={},
-        training=TrainingConfig(steps=1_000, log_every=20, eval_every=250, checkpoint_every=250),
+        training=TrainingConfig(steps=2_000, log_every=20, eval_every=250, checkpoint_every=250),
     )
 
 
