@@ -13,7 +13,7 @@ import scipy.fft
 from jaxtyping import Shaped
 from numpy.lib.stride_tricks import sliding_window_view
 
-from codec_jax.losses.spectral import ESC_MEL_SCALES, ESC_MIN_SAMPLES, MEL_FLOOR
+from codec_jax.losses.spectral import ESC_MEL_SCALES, MEL_FLOOR, MelLossConfig
 from codec_jax.ops.mel import mel_filterbank
 from codec_jax.ops.stft import hann
 
@@ -64,15 +64,15 @@ def sd_sdr(reference: Signal, estimate: Signal) -> float:
     return _ratio_db(scaled, estimate - reference) if reference.any() else float("nan")
 
 
-def stoi(reference: Signal, estimate: Signal, sample_rate: int) -> float:
-    """Short-time objective intelligibility, about 0 .. 1 (pystoi, not extended).
+def stoi(reference: Signal, estimate: Signal, sample_rate: int, extended: bool = False) -> float:
+    """Short-time objective intelligibility, about 0 .. 1 (pystoi); extended: ESTOI.
 
     NaN for a silent reference and for less than 0.4 s of speech, for which it is not defined. 0 for a silent
     estimate.
     """
     import pystoi  # slow to import
 
-    reference, estimate = _pair(reference, estimate)
+    reference, estimate = checked_pair(reference, estimate)
     if not reference.any():
         return float("nan")
     if not estimate.any():
@@ -80,23 +80,46 @@ def stoi(reference: Signal, estimate: Signal, sample_rate: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # "Not enough STFT frames"
         try:
-            return float(pystoi.stoi(reference, estimate, sample_rate, extended=False))
+            return float(pystoi.stoi(reference, estimate, sample_rate, extended=extended))
         except (RuntimeWarning, ValueError, IndexError):  # the latter two below a single frame
             return float("nan")
 
 
 def mel_distance(reference: Signal, estimate: Signal, sample_rate: int = 16000) -> float:
     """`losses.spectral.mel_distance` of one utterance, without a compilation for its length."""
-    short = max(0, ESC_MIN_SAMPLES - len(reference))
-    pair = [np.pad(audio, (0, short)) for audio in _pair(reference, estimate)]
+    return multi_scale_mel(reference, estimate, esc_mel(sample_rate), htk=True)
+
+
+def esc_mel(sample_rate: int, mag_weight: float = 1.0) -> MelLossConfig:
+    """The scales of ESC's mel loss; its filters are HTK's."""
+    windows, mels = zip(*ESC_MEL_SCALES)
+    return MelLossConfig(mels, windows, mag_weight=mag_weight, sample_rate=sample_rate)
+
+
+def multi_scale_mel(reference: Signal, estimate: Signal, config: MelLossConfig, htk: bool = False) -> float:
+    """`losses.spectral.multi_scale_mel_l1` of one utterance, zero-padded to half the longest window and a sample.
+
+    htk: HTK's mel scale without norm instead of Slaney's with it, as ESC has it.
+    """
+    short = max(0, max(config.window_lengths) // 2 + 1 - len(reference))
+    pair = [np.pad(audio, (0, short)) for audio in checked_pair(reference, estimate)]
     distance = 0.0
-    for window_length, n_mels in ESC_MEL_SCALES:
-        filters = mel_filterbank(sample_rate, window_length, n_mels, htk=True, norm=None)
+    for window_length, n_mels in zip(config.window_lengths, config.n_mels):
+        filters = mel_filterbank(
+            config.sample_rate,
+            window_length,
+            n_mels,
+            htk=htk,
+            norm=None if htk else "slaney",
+            fmin=config.fmin,
+            fmax=config.fmax,
+        )
         total, count = 0.0, 0
-        for magnitudes in _magnitudes(pair, window_length, window_length // 4):
-            bands = [m @ filters for m in magnitudes]
-            logs = [2 * np.log10(np.maximum(b, MEL_FLOOR)) for b in bands]
-            total += np.abs(bands[0] - bands[1]).sum(dtype=np.float64) + np.abs(logs[0] - logs[1]).sum(dtype=np.float64)
+        for spectra in magnitudes(pair, window_length, window_length // 4):
+            bands = [m @ filters for m in spectra]
+            logs = [config.pow * np.log10(np.maximum(b, MEL_FLOOR)) for b in bands]
+            total += config.mag_weight * np.abs(bands[0] - bands[1]).sum(dtype=np.float64)
+            total += config.log_weight * np.abs(logs[0] - logs[1]).sum(dtype=np.float64)
             count += bands[0].size
         distance += total / count
     return float(distance)
@@ -116,11 +139,11 @@ def mel_stft_distance(reference: Signal, estimate: Signal, sample_rate: int = 16
 
 
 def _stft_distance(reference: Signal, estimate: Signal, filters: np.ndarray | None) -> float:
-    pair = _pair(reference, estimate)
+    pair = checked_pair(reference, estimate)
     if len(pair[0]) <= 512:
         raise ValueError(f"the STFT distance of {len(pair[0])} samples is not defined: give at least 513")
     error, norm, logs, count = 0.0, 0.0, 0.0, 0
-    for blocks in _magnitudes(pair, 1024, 256):
+    for blocks in magnitudes(pair, 1024, 256):
         ref, est = (np.maximum(m, _MIN_MAGNITUDE) for m in blocks)
         if filters is not None:
             ref, est = (np.maximum(m @ filters, 1e-12) for m in (ref, est))
@@ -131,7 +154,7 @@ def _stft_distance(reference: Signal, estimate: Signal, filters: np.ndarray | No
     return float(np.sqrt(error / norm) + logs / count)
 
 
-def _magnitudes(pair: list[np.ndarray], n_fft: int, hop_length: int):
+def magnitudes(pair: list[np.ndarray], n_fft: int, hop_length: int):
     """Blocks of magnitude spectrograms float32 [frame, bin] of both signals, framed as ops.stft does."""
     window = hann(n_fft)
     framed = [
@@ -143,7 +166,7 @@ def _magnitudes(pair: list[np.ndarray], n_fft: int, hop_length: int):
         yield [np.abs(scipy.fft.rfft(frames[start : start + step] * window)) for frames in framed]
 
 
-def _pair(reference: np.ndarray, estimate: np.ndarray) -> list[np.ndarray]:
+def checked_pair(reference: np.ndarray, estimate: np.ndarray) -> list[np.ndarray]:
     """Both as float64 [time]. ValueError for empty signals and unequal lengths: the caller aligns."""
     if len(reference) != len(estimate) or not len(reference):
         raise ValueError(
@@ -155,7 +178,7 @@ def _pair(reference: np.ndarray, estimate: np.ndarray) -> list[np.ndarray]:
 
 def _projected(reference: np.ndarray, estimate: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Both without their means, and the reference scaled to fit the estimate."""
-    reference, estimate = (audio - audio.mean() for audio in _pair(reference, estimate))
+    reference, estimate = (audio - audio.mean() for audio in checked_pair(reference, estimate))
     return (
         reference,
         estimate,

@@ -107,7 +107,7 @@ def test_undefined_is_nan_and_quiet(clips):
 
 def test_lengths_must_match():
     with pytest.raises(ValueError, match="3 and 2 samples"):
-        metrics._pair(np.ones(3), np.ones(2))  # the public ones are stopped by the shape checks of the tests
+        metrics.checked_pair(np.ones(3), np.ones(2))  # the public ones are stopped by the shape checks of the tests
     with pytest.raises(ValueError, match="0 and 0"):
         metrics.mel_distance(np.ones(0), np.ones(0))
     with pytest.raises(ValueError, match="at least 513"):
