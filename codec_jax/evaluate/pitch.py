@@ -31,7 +31,7 @@ def f0_error_cents(reference: Signal, estimate: Signal, sample_rate: int) -> flo
 
 
 def voicing_error(reference: Signal, estimate: Signal, sample_rate: int) -> float:
-    """Share of frames, 0 .. 1, that are voiced in one and not in the other. NaN without a voiced frame in the reference."""
+    """Share of frames, 0 .. 1, voiced in one and not in the other. NaN without a voiced frame in the reference."""
     (_, ref_voiced), (_, est_voiced) = _contours(reference, estimate, sample_rate)
     return float((ref_voiced != est_voiced).mean()) if ref_voiced.any() else math.nan
 

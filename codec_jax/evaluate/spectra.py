@@ -38,13 +38,13 @@ def mel_distance_dac(reference: Signal, estimate: Signal, sample_rate: int = 160
 
 
 def mel_distance_taae(reference: Signal, estimate: Signal, sample_rate: int = 16000) -> float:
-    """`metrics.mel_stft_distance`, of the TAAE paper; NaN below 513 samples."""
-    return mel_stft_distance(reference, estimate, sample_rate) if _long_enough(reference, estimate) else math.nan
+    """`metrics.mel_stft_distance`, of the TAAE paper; NaN for a silent reference and below 513 samples."""
+    return mel_stft_distance(reference, estimate, sample_rate) if _relative(reference, estimate) else math.nan
 
 
 def stft_distance_taae(reference: Signal, estimate: Signal) -> float:
-    """`metrics.stft_distance`, of the TAAE paper; NaN below 513 samples."""
-    return stft_distance(reference, estimate) if _long_enough(reference, estimate) else math.nan
+    """`metrics.stft_distance`, of the TAAE paper; NaN for a silent reference and below 513 samples."""
+    return stft_distance(reference, estimate) if _relative(reference, estimate) else math.nan
 
 
 def log_spectral_distance(reference: Signal, estimate: Signal) -> float:
@@ -73,5 +73,6 @@ def loudness_error(reference: Signal, estimate: Signal, sample_rate: int) -> flo
     return abs(levels[1] - levels[0]) if all(map(math.isfinite, levels)) else math.nan
 
 
-def _long_enough(reference: Signal, estimate: Signal) -> bool:
-    return len(checked_pair(reference, estimate)[0]) >= _AURALOSS_SAMPLES
+def _relative(reference: Signal, estimate: Signal) -> bool:
+    """True where auraloss' distances can be taken: one of their terms is relative to the reference."""
+    return len(checked_pair(reference, estimate)[0]) >= _AURALOSS_SAMPLES and bool(reference.any())
