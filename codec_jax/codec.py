@@ -1,5 +1,6 @@
 """Codec: a config and variables, and what people do with them: encode, decode, latents, save."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ class Codec:
         self._model = models.FAMILIES[family]
         self._variables = jax.tree.map(jnp.asarray, dict(variables))
         self._geometry = self._model.geometry(config)
+        self._buckets: tuple[int, ...] = ()
 
     @property
     def params(self) -> Any:
@@ -170,6 +172,15 @@ class Codec:
         out = np.asarray(heard).swapaxes(1, 2)
         return out[:, 0] if out.shape[1] == 1 else out
 
+    def in_buckets(self, frames: Sequence[int]) -> "Codec":
+        """The same codec, compiled for these lengths in code frames alone: a clip is padded to the next that holds it.
+
+        Padding changes no code. Longer clips than all of them are padded as ever, to one of four lengths an octave.
+        """
+        same = copy.copy(self)
+        same._buckets = tuple(sorted(frames))
+        return same
+
     def save(self, directory: epath.PathLike) -> None:
         """Writes config.json, model.safetensors and, after an import, upstream_extras.safetensors."""
         config = {"family": self.family, **experiment.to_dict(self.config)}
@@ -205,6 +216,13 @@ class Codec:
         core = -(-max(left + right, math.ceil(_CHUNK_SECONDS * self.frame_rate)) // step) * step
         return _Window(left, core, left + core + right)
 
+    def _padded_frames(self, count: int, window: "_Window | None") -> int:
+        """What `count` frames, at most a window, are padded to."""
+        size = next((size for size in self._buckets if size >= count), 0)
+        if not size:
+            return _bucket(count)
+        return size if window is None else min(size, window.size)
+
     def _batches(self, frames: Sequence[int]) -> Iterator[list[int]]:
         """Items that fit into one window run together; longer ones alone, in chunks."""
         window = self._window()
@@ -236,7 +254,7 @@ class Codec:
         """Calls run(first frame, count, valid frames) over the group and pastes the results into `out` (last axis)."""
         window, longest = self._window(), max(frames)
         if window is None or longest <= window.size:
-            results = run(0, _bucket(longest), np.asarray(frames, np.int32))
+            results = run(0, self._padded_frames(longest, window), np.asarray(frames, np.int32))
             for target, result, count in zip(out, results, frames):
                 length = min(target.shape[-1], result.shape[-1], count * hop)
                 target[..., :length] = result[..., :length]

@@ -171,8 +171,8 @@ def score(
     metrics.checked_pair(reference, estimate)
 
     @functools.cache
-    def at(rate: int) -> list[Signal]:
-        return [resample(audio, sample_rate, rate) for audio in (reference, estimate)]
+    def at(rate: int) -> tuple[Signal, Signal]:
+        return resample(reference, sample_rate, rate), resample(estimate, sample_rate, rate)
 
     figures = {}
     for name in names:

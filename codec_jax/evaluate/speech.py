@@ -60,8 +60,8 @@ def _pesq(pair: list[np.ndarray], sample_rate: int, mode: str) -> float:
     or all are under 0.25 s.
     """
     count = -(-len(pair[0]) // (PART_SECONDS * sample_rate))
-    parts = zip(*(np.array_split(audio, count) for audio in pair))
-    return finite_mean([_pesq_of_part(*part, sample_rate, mode) for part in parts])
+    references, estimates = (np.array_split(audio, count) for audio in pair)
+    return finite_mean([_pesq_of_part(*part, sample_rate, mode) for part in zip(references, estimates)])
 
 
 def _pesq_of_part(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, mode: str) -> float:
