@@ -31,7 +31,7 @@ _SPEEX_DELAY = 222  # samples at 16 kHz, of the encoder's and the decoder's look
 
 
 def opus(kbps: float) -> System:
-    """Opus, speech, VBR, 20 ms frames, at 48 kHz. Decoders take its delay off themselves: less than 0.15 ms is left.
+    """Opus, speech, VBR, 20 ms frames, at 48 kHz. Decoders take its delay off themselves: less than 0.3 ms is left.
 
     By opusenc and opusdec (--speech), else ffmpeg, else the package av (libopus, application voip).
     """
