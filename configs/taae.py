@@ -176,7 +176,7 @@ def small_ctc() -> Experiment:
     return dataclasses.replace(
         plain,
         data=DataConfig(batch_size=8, crop_seconds=2.0),
-        losses=LossConfig(mel=1.0, ctc=1.0),
+        losses=LossConfig(mel=1.0, ctc=5.0),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, final_fraction=0.01, ema_decay=0.99),
         stages={},
         training=TrainingConfig(steps=2_000, log_every=20, eval_every=250, checkpoint_every=250),

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from codec_jax.audio import files
 from codec_jax.audio.files import to_channels
-from codec_jax.audio.resample import resample
+from codec_jax.audio.resample import resample, resampled_length
 from codec_jax.errors import UserError
 from codec_jax.evaluate import conditions
 from codec_jax.evaluate.conditions import Condition
@@ -62,6 +62,20 @@ def read(utterance: Utterance) -> tuple[Float32[np.ndarray, "time"], int]:
         audio = audio[: round(condition.value * rate)]
     seed = zlib.crc32(f"{condition} {utterance.name}".encode())
     return conditions.apply(condition, audio.astype(np.float32), rate, seed), rate
+
+
+def size(utterance: Utterance) -> tuple[int, int]:
+    """Samples and rate of what `read` gives, by the headers alone; a file that cannot be read counts nothing."""
+    try:
+        found = [files.info(path) for path in utterance.paths]
+    except UserError:
+        return 0, 16_000
+    rate = found[0].sample_rate
+    samples = sum(resampled_length(info.frames, info.sample_rate, rate) for info in found)
+    if utterance.condition.kind == "length":
+        assert utterance.condition.value is not None
+        samples = min(samples, round(utterance.condition.value * rate))
+    return samples, rate
 
 
 def language(path: pathlib.Path) -> str:

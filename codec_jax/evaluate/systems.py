@@ -1,6 +1,7 @@
 """What is compared: a system takes an utterance and gives what a listener would hear of it, and what it cost."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Sequence
@@ -44,7 +45,8 @@ class System:
     name: unique, as in tables (`opus@6`). family: what it shares with its other rates (`opus`), a curve in plots.
     label: for people. code: of audio [time], its sample rate and the stem of its file. nominal_bps: bits per second as
     advertised, None of uncoded audio and where it depends on the input. sample_rate: Hz of what it gives before that is
-    brought to the input's rate, None for the input's. codebook_sizes: of its codes, empty without.
+    brought to the input's rate, None for the input's. codebook_sizes: of its codes, empty without. shape: of (samples,
+    sample rate), what is compiled for them: the first call with each is slow; None where nothing is compiled.
     """
 
     name: str
@@ -54,6 +56,7 @@ class System:
     nominal_bps: float | None = None
     sample_rate: int | None = None
     codebook_sizes: tuple[int, ...] = ()
+    shape: Callable[[int, int], int | None] = lambda samples, sample_rate: None
 
     def process(self, audio: Signal, sample_rate: int, stem: str = "") -> Coded:
         """What becomes of one utterance; `stem` is the name of its file without suffix, for decoded directories."""
@@ -126,7 +129,7 @@ def codec_systems(codec: Codec, name: str, clips: Sequence[tuple[int, int]] = ()
     codec = codec.in_buckets(sizes)
     rates = family.rates(codec.config)
     found = [] if codec.has_tokens else [_unquantised(codec, name, sizes)]
-    return found + [_at_rate(codec, name, asked, rate) for asked, rate in rates.items()]
+    return found + [_at_rate(codec, name, sizes, asked, rate) for asked, rate in rates.items()]
 
 
 def buckets(lengths: Sequence[int], most: int = MOST_BUCKETS) -> tuple[int, ...]:
@@ -143,7 +146,7 @@ def buckets(lengths: Sequence[int], most: int = MOST_BUCKETS) -> tuple[int, ...]
     return tuple(int(sorted_lengths[piece == number].max()) for number in np.unique(piece))
 
 
-def _at_rate(codec: Codec, name: str, asked: str, rate: Rate) -> System:
+def _at_rate(codec: Codec, name: str, sizes: Sequence[int], asked: str, rate: Rate) -> System:
     flags = {"num_streams": rate.stages[0]} if in_streams(rate) else {"bottleneck": asked}
     words = f"{rate.stages[0]} streams" if in_streams(rate) else asked
 
@@ -160,6 +163,7 @@ def _at_rate(codec: Codec, name: str, asked: str, rate: Rate) -> System:
         model_card.bitrate(codec.family, codec.config, rate),
         codec.sample_rate,
         models.FAMILIES[codec.family].codebook_sizes(codec.config, rate),
+        functools.partial(_padded, codec, sizes),
     )
 
 
@@ -170,12 +174,13 @@ def _unquantised(codec: Codec, name: str, sizes: Sequence[int]) -> System:
     def code(audio: Signal, sample_rate: int, stem: str) -> Coded:
         heard = resample(audio, sample_rate, codec.sample_rate)
         gain = np.float32(loudness_gain(heard[None], codec.sample_rate) if normalizes else 1.0)
-        frames = _frames(codec, len(audio), sample_rate)
-        padded = fitted(gain * heard, codec.hop_length * next((size for size in sizes if size >= frames), frames))
+        padded = fitted(gain * heard, codec.hop_length * _padded(codec, sizes, len(audio), sample_rate))
         decoded = codec.unquantised(padded[None], lengths=[len(heard)]).reshape(-1, len(padded)).mean(0)
         return Coded(resample(decoded[: len(heard)] / gain, codec.sample_rate, sample_rate))
 
-    return System(f"{name}@unquantised", name, f"{name}, not quantised", code, None, codec.sample_rate)
+    shape = functools.partial(_padded, codec, sizes)
+    label = f"{name}, not quantised"
+    return System(f"{name}@unquantised", name, label, code, None, codec.sample_rate, shape=shape)
 
 
 def _frames(codec: Codec, samples: int, sample_rate: int) -> int:
@@ -184,6 +189,12 @@ def _frames(codec: Codec, samples: int, sample_rate: int) -> int:
         codec.config, resampled_length(samples, sample_rate, codec.sample_rate)
     )
     return -(-padded // codec.hop_length)
+
+
+def _padded(codec: Codec, sizes: Sequence[int], samples: int, sample_rate: int) -> int:
+    """Code frames that a clip is padded to."""
+    frames = _frames(codec, samples, sample_rate)
+    return next((size for size in sizes if size >= frames), frames)
 
 
 def fitted(audio: Signal, length: int) -> Float32[np.ndarray, " length"]:
