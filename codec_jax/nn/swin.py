@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from codec_jax.nn.linear import Linear, partitioned
@@ -134,6 +135,11 @@ def attend_along_lanes(
 # ---- blocks ------------------------------------------------------------------------------------
 
 
+def by_clip(x: Heads) -> Heads:
+    """Cut over devices by clip, heads as they come: with clips and windows in one axis the partitioner loses track."""
+    return nn.with_logical_constraint(x, ("batch", *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)))
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention inside every window, with a learned bias per head and relative position."""
 
@@ -155,7 +161,7 @@ class WindowAttention(nn.Module):
         init = partitioned(nn.initializers.normal(0.02), (None, "heads"))
         bias = self.param("position_bias", init, table_shape)[relative_position_index(self.window)]
         attend = attend_along_lanes if platform.current() == "tpu" else attend_by_products
-        y = attend(q * heads[1] ** -0.5, k, v, jnp.moveaxis(bias, -1, 0), labels)
+        y = by_clip(attend(by_clip(q * heads[1] ** -0.5), by_clip(k), by_clip(v), jnp.moveaxis(bias, -1, 0), labels))
         return Linear((x.shape[-1],), ("heads", "head_dim"), ("embed",), dtype=self.dtype, name="proj")(y)
 
 
