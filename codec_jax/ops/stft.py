@@ -3,10 +3,14 @@ FFT or a matrix product between.
 """
 
 import functools
+import math
+from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from codec_jax.ops import platform
@@ -41,7 +45,7 @@ def stft(
         audio = reflect_pad(audio, n_fft // 2)
     frames = frame(audio, n_fft, hop_length)
     if impl == "fft":
-        spectrum = jnp.fft.rfft(frames * padded_window)
+        spectrum = _by_clip(jnp.fft.rfft, frames * padded_window)
         return spectrum.real, spectrum.imag
     cosine, sine = _dft(padded_window.tobytes())
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -72,7 +76,7 @@ def istft(
     window = center_window(window, n_fft)
     real, imag = real.astype(jnp.float32), imag.astype(jnp.float32)
     if impl == "fft":
-        waves = jnp.fft.irfft(real + 1j * imag, n_fft) * window
+        waves = _by_clip(functools.partial(jnp.fft.irfft, n=n_fft), real + 1j * imag) * window
     else:
         cosine, sine = _inverse_dft(window.tobytes())
         product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -104,6 +108,18 @@ def overlap_add(frames: Float[Array, "*batch frame frame_length"], hop_length: i
     ]
     total = functools.reduce(jnp.add, parts)
     return total.reshape(*batch, -1)[..., : (count - 1) * hop_length + length]
+
+
+def _by_clip(transform: Callable[[Array], Array], x: Array) -> Array:
+    """The transform of every clip on the device that has it: on its own, SPMD gathers the whole batch for an FFT."""
+    mesh, (batch,) = jax.sharding.get_abstract_mesh(), nn.logical_to_mesh_axes(("batch",)) or (None,)
+    if mesh.empty or batch is None:
+        return transform(x)
+    shards = math.prod(mesh.shape[axis] for axis in batch)
+    if shards == 1 or x.shape[0] % shards:
+        return transform(x)
+    cut = PartitionSpec(batch)
+    return jax.shard_map(transform, in_specs=cut, out_specs=cut)(x)
 
 
 def _resolved(impl: str) -> str:
