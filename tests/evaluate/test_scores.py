@@ -4,6 +4,7 @@ import json
 import math
 import warnings
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -169,17 +170,13 @@ def test_raw_scores_beyond_the_mapping():
     assert math.isnan(speech.raw_score(math.nan))
 
 
-def test_pesq_of_long_audio_is_a_mean(clip, noisy):
-    """70 bursts in 33 s: given to the package in one piece, that ends the process."""
-    burst = np.pad(clip[12000:18000], (0, 1600))
-    audio = np.tile(burst, 70)
-    other = audio + np.random.default_rng(1).normal(0, 0.01, len(audio)).astype(np.float32)
+def test_pesq_of_long_audio_is_a_mean(clip):
+    """80 bursts in 34.5 s: given to the package in one piece, that ends the process."""
+    loudest = np.convolve(clip**2, np.ones(3300), "valid").argmax()
+    audio = np.tile(np.pad(clip[loudest : loudest + 3300], (0, 3600)), 80)
+    other = audio + np.random.default_rng(1).normal(0, 0.001, len(audio)).astype(np.float32)
     halves = zip(np.array_split(audio, 2), np.array_split(other, 2))
-    assert len(audio) == 33.25 * 16000
     assert speech.pesq_wb(audio, other) == pytest.approx(np.mean([speech.pesq_wb(*half) for half in halves]))
-    assert math.isfinite(
-        speech.pesq_wb(np.tile(np.pad(clip[12000:15300], (0, 3300)), 80), np.tile(burst, 80)[: 80 * 6600])
-    )
 
 
 def test_estoi_is_the_packages(clip, noisy):
@@ -221,7 +218,7 @@ def test_mel_distance_of_dac_is_that_of_the_loss():
     x, y = rng.normal(0, 0.1, (2, 3000)).astype(np.float32)
     windows, mels = zip(*spectral.ESC_MEL_SCALES)
     config = MelLossConfig(mels, windows, pow=1.0, mag_weight=0.0)
-    want = spectral.multi_scale_mel_l1(jnp.asarray(x)[None], jnp.asarray(y)[None], config)
+    want = jax.jit(spectral.multi_scale_mel_l1, static_argnums=2)(jnp.asarray(x)[None], jnp.asarray(y)[None], config)
     np.testing.assert_allclose(spectra.mel_distance_dac(x, y), want, rtol=1e-5)
 
 
