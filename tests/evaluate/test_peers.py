@@ -84,7 +84,10 @@ def test_speex(clips, kbps):
 @pytest.mark.parametrize("kbps", [0.7, 1.6, 3.2])
 def test_codec2(clips, kbps):
     needs("c2enc", "c2dec")
-    check(peers.find([f"codec2@{kbps}"])[0][0], clips, spectral_lag, 2)
+    (system,) = peers.find([f"codec2@{kbps}"])[0]
+    check(system, clips, spectral_lag, 2)
+    spent = 8 * system.process(np.tile(clips[0], 5), RATE).num_bytes / (5 * len(clips[0]) / RATE)
+    assert spent == pytest.approx(system.nominal_bps, rel=0.01)
 
 
 def test_amrwb(clips):

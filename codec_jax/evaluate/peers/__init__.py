@@ -1,7 +1,7 @@
 """Other codecs to compare with, each used only where it is installed.
 
 Payload alone is counted, not the container: of an Ogg or AMR file the packets without headers and framing, of codec2
-its headerless frames, of a model's codes their bits. (A .cjx of this library is counted whole, see systems.py.) What a
+its frames in bits, and so of a model's codes. (A .cjx of this library is counted whole, see systems.py.) What a
 codec delays is taken off again, so that a system's output is aligned with its input.
 """
 

@@ -9,7 +9,8 @@ import pathlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -24,7 +25,16 @@ Run = Callable[[np.ndarray, pathlib.Path], tuple[np.ndarray, int]]
 """Of audio [time] at the codec's rate, and a directory to work in: what is heard, aligned with it, and bytes."""
 
 _SECONDS = 600
-_CODEC2 = {0.7: "700C", 1.2: "1200", 1.3: "1300", 1.4: "1400", 1.6: "1600", 2.4: "2400", 3.2: "3200"}
+# Modes of codec2 by their kbit/s, and bits of a frame: c2enc fills each up to whole bytes.
+_CODEC2 = {
+    0.7: ("700C", 28),
+    1.2: ("1200", 48),
+    1.3: ("1300", 52),
+    1.4: ("1400", 56),
+    1.6: ("1600", 64),
+    2.4: ("2400", 48),
+    3.2: ("3200", 64),
+}
 _AMRWB = (6.6, 8.85, 12.65, 14.25, 15.85, 18.25, 19.85, 23.05, 23.85)
 _AMRWB_DELAY = 94  # samples at 16 kHz, of vo-amrwbenc at 6.6, 12.65 and 23.85 kbit/s with ffmpeg's decoder
 _SPEEX_DELAY = 222  # samples at 16 kHz, of the encoder's and the decoder's look-ahead together
@@ -49,7 +59,7 @@ def opus(kbps: float) -> System:
 
 def codec2(kbps: float) -> System:
     """codec2 at 8 kHz by c2enc and c2dec; its delay of 20 ms (30 ms at 0.7 kbit/s) is taken off."""
-    mode = _one_of("codec2", kbps, _CODEC2)
+    mode, bits = _one_of("codec2", kbps, _CODEC2)
     _needs("codec2", "c2enc", "c2dec", package="codec2")
     delay = 240 if mode == "700C" else 160
     whole = 320  # samples of its longest frame: c2enc drops what is left over
@@ -61,7 +71,8 @@ def codec2(kbps: float) -> System:
         _call("c2enc", mode, raw, coded)
         _call("c2dec", mode, coded, heard)
         decoded = np.fromfile(heard, "<i2").astype(np.float32) / 32768
-        return decoded[delay:], coded.stat().st_size
+        frames = coded.stat().st_size // -(-bits // 8)
+        return decoded[delay:], -(-frames * bits // 8)
 
     return _system("codec2", "Codec 2", kbps, 8_000, run)
 
@@ -159,7 +170,7 @@ def _system(name: str, label: str, kbps: float, sample_rate: int, run: Run) -> S
     return System(f"{name}@{kbps:g}", name, f"{label}, {kbps:g} kbit/s", code, 1000 * kbps, sample_rate)
 
 
-def _one_of(name: str, kbps: float, rates: dict) -> str | float:
+def _one_of(name: str, kbps: float, rates: Mapping[float, Any]) -> Any:
     require(kbps in rates, f"{name} has no rate of {kbps:g} kbit/s: choose from {', '.join(f'{r:g}' for r in rates)}.")
     return rates[kbps]
 
