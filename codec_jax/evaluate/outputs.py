@@ -1,15 +1,12 @@
-"""What an evaluation leaves behind: settings to go on by, the table, means, differences, and the page."""
+"""What an evaluation leaves behind: settings to go on by, the table, means, and differences."""
 
 import math
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 from etils import epath
 
-import codec_jax
 from codec_jax.errors import UserError
 from codec_jax.evaluate import rates, rows, run, scores, summary
 from codec_jax.evaluate.intervals import Interval
@@ -17,13 +14,7 @@ from codec_jax.evaluate.rows import Row
 from codec_jax.evaluate.run import Evaluation
 from codec_jax.storage import read_json, write_json
 
-SETTINGS, SUMMARY, DIFFERENCES, CODES, REPORT = (
-    "settings.json",
-    "summary.json",
-    "differences.json",
-    "codes.json",
-    "report.html",
-)
+SETTINGS, SUMMARY, DIFFERENCES, CODES = "settings.json", "summary.json", "differences.json", "codes.json"
 _SHOWN = ("bits_per_second", "pesq_wb", "stoi", "si_sdr", "mel_distance_esc", "mel_distance_taae", "real_time_factor")
 
 
@@ -64,7 +55,7 @@ def begin(evaluation: Evaluation, wanted: Mapping[str, Any], force: bool) -> Non
 
 def _clear(directory: epath.Path) -> None:
     """Only what an evaluation writes."""
-    for name in (SETTINGS, run.TABLE, SUMMARY, DIFFERENCES, CODES, REPORT):
+    for name in (SETTINGS, run.TABLE, SUMMARY, DIFFERENCES, CODES):
         (directory / name).unlink(missing_ok=True)
     shutil.rmtree(directory / run.DECODED, ignore_errors=True)
 
@@ -75,26 +66,16 @@ def _clear(directory: epath.Path) -> None:
 def write(evaluation: Evaluation, found: Sequence[Row]) -> None:
     """SUMMARY, per system; DIFFERENCES, pair by pair; CODES, how books are used."""
     directory = evaluation.directory
-    means = summary.by_system(_main(found))
-    codes = {name: rates.figures(tally) for name, tally in run.tallies(evaluation).items()}
+    first = _main(found)
+    means, tallies = summary.by_system(first), run.tallies(evaluation, first)
+    codes = {name: rates.figures(tally) for name, tally in tallies.items()}
     for name, figures in codes.items():
-        means[name]["bitrate_utilisation"] = Interval(figures.utilisation, math.nan, math.nan, len(found))
+        means[name]["bitrate_utilisation"] = Interval(figures.utilisation, math.nan, math.nan, tallies[name].utterances)
     write_json(directory / SUMMARY, _plain(means))
     names = list(means)
-    pairs = {a: {b: _plain(summary.differences(_main(found), a, b)) for b in names if b != a} for a in names}
+    pairs = {a: {b: _plain(summary.differences(first, a, b)) for b in names if b != a} for a in names}
     write_json(directory / DIFFERENCES, pairs)
     write_json(directory / CODES, {name: _plain(figures._asdict()) for name, figures in codes.items()})
-
-
-def facts() -> dict[str, str]:
-    """What the figures belong to."""
-    return {
-        "codec_jax": codec_jax.__version__,
-        "jax": jax.__version__,
-        "device": jax.devices()[0].device_kind,
-        "machine": f"{platform.system()}, {platform.processor() or platform.machine()}",
-        "python": platform.python_version(),
-    }
 
 
 def table(found: Sequence[Row], metrics: Sequence[str]) -> str:

@@ -61,14 +61,14 @@ def audio_path(directory: epath.Path, row: Row) -> epath.Path:
     return directory / DECODED / _safe(row.condition) / _safe(row.system) / f"{row.utterance}.flac"
 
 
-def tallies(evaluation: Evaluation) -> dict[str, Tally]:
-    """Of the codes of every system that has codes, all utterances together."""
+def tallies(evaluation: Evaluation, table: Sequence[Row]) -> dict[str, Tally]:
+    """Of the codes of every system that has codes, all utterances of these rows together."""
     found = {}
     for system in evaluation.systems:
         if not system.codebook_sizes:
             continue
         tally = rates.empty(system.codebook_sizes)
-        for row in rows.select(rows.read(evaluation.directory / TABLE), system=system.name):
+        for row in rows.select(table, system=system.name):
             path = audio_path(evaluation.directory, row).with_suffix(".npy")
             if path.exists():
                 with path.open("rb") as file:
