@@ -40,8 +40,6 @@ def run(names: Sequence[str], key_file: str | None = None) -> Analysis:
     analyse = mushra.analyse if key.kind == MUSHRA else preference.analyse
     found = analyse(sessions, key)
     notes = [*map(str, refused), *found["notes"]]
-    if key.kind == MUSHRA and not found["ratings"].listeners:
-        raise UserError("no listener is left: " + " ".join(map(str, found["excluded"])))
     return Analysis(key, tuple(sessions), tuple(refused), found, (*notes, *_cautions(key, sessions, found)))
 
 

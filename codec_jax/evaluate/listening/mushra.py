@@ -161,17 +161,13 @@ def difference(first: Scores, second: Scores) -> dict[str, float]:
 
 
 def analyse(sessions: Sequence[Session], key: Key) -> dict[str, Any]:
-    """All of it, as it is written; see docs/listening.md. Listeners without whom nothing is left stay: it is said."""
+    """Everything that is told of a test; see docs/listening.md. If nobody would be left, all stay, and it is said."""
     everyone = gather(sessions, key)
     screening = screen(everyone)
     ratings, notes = kept(everyone, screening), []
     if not ratings.listeners:
-        return {
-            "excluded": screening.excluded,
-            "exempt": screening.exempt,
-            "ratings": ratings,
-            "notes": ["nobody is left."],
-        }
+        ratings = everyone
+        notes.append("post-screening would leave nobody: the figures are of all listeners, and prove nothing.")
     names = list(key.systems)
     notes += [str(exclusion) for exclusion in screening.excluded]
     if screening.exempt:

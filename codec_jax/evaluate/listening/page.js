@@ -220,7 +220,7 @@ function trial(step) {
   const before = structuredClone({ plays: open.plays, seconds: open.seconds, spent: open.spent });
   const entered = Date.now();
   state.open = open;
-  words(practice);
+  words(practice, now.shown.length);
   const board = MUSHRA ? scales(now, open) : pair(now, open);
   const next = find("next");
   next.textContent = practice ? "Start the test" : last ? "Finish" : "Next";
@@ -295,7 +295,7 @@ function finished(now, open) {
     plays: open.plays, heard_seconds: open.seconds, seconds: Math.round(open.spent * 10) / 10 };
 }
 
-function words(practice) {
+function words(practice, count) {
   find("heading").textContent = (practice ? "Practice: " : "") +
     (MUSHRA ? "how good is each, compared with the reference?" : "which of the two do you prefer?");
   const first = document.getElementById("main").querySelector("h1");
@@ -305,15 +305,14 @@ function words(practice) {
       "One of the letters is the reference itself and deserves 100."
     : "Listen to A and to B as often as you like, then say which one sounds better.";
   find("lead").textContent = practice
-    ? `${task} This round does not count: try the buttons and the keys, and get to know how good and how bad it gets.`
+    ? `${task} This round does not count: try everything out.`
     : task;
   const keys = MUSHRA
-    ? [["R", "reference"], ["A", "…"], ["Space", "play, pause"], ["↑ ↓", "rate what you hear"]]
-    : [["A", "B"], ["Space", "play, pause"], ["1 2 3", "answer"]];
+    ? [["R", "reference"], [`A – ${LETTERS[count - 1]}`, "sounds"], ["Space", "play, pause"], ["↑ ↓", "rate what you hear"]]
+    : [["A B", "sounds"], ["Space", "play, pause"], [TEST.ties ? "1 2 3" : "1 2", "answer"]];
   find("keys").replaceChildren(...keys.flatMap(([name, meaning]) => {
     const cap = Object.assign(document.createElement("kbd"), { textContent: name });
-    const what = Object.assign(document.createElement(meaning.length > 1 ? "span" : "kbd"), { textContent: meaning });
-    return [cap, what];
+    return [cap, Object.assign(document.createElement("span"), { textContent: meaning })];
   }));
 }
 
@@ -354,6 +353,7 @@ function scales(now, open) {
   const labels = [...BANDS].reverse().map((text) => make("span", {}, text));
   const root = find("board");
   root.classList.add("scales");
+  root.style.setProperty("--count", now.shown.length);
   root.append(make("div", { class: "labels", "aria-hidden": "true" }, ...labels));
   now.shown.forEach((name, i) => {
     const letter = LETTERS[i];
@@ -386,6 +386,7 @@ function scales(now, open) {
       row.column.classList.toggle("current", name === playing);
       row.column.classList.toggle("rated", score !== undefined);
       row.button.classList.toggle("heard", isHeard(name));
+      row.button.title = isHeard(name) ? "heard" : "not heard yet";
       if (row.slider.disabled === on) row.slider.disabled = !on; // only what is being heard may be rated (5.4)
       row.value.textContent = score ?? "–";
       row.slider.setAttribute("aria-valuetext", score === undefined ? "not rated" : `${score}, ${band(score)}`);

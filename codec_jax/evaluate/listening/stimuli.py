@@ -166,7 +166,7 @@ def _levelled(name: str, signals: Mapping[str, Signal], rate: int) -> tuple[dict
             limited = common + math.copysign(_MOST_GAIN, gain - common)
             audio = signal * 10 ** (limited / 20)
             notes.append(
-                f"{system} on {name} stays {gain - limited:+.1f} LU from the reference: {_MOST_GAIN:g} dB is most."
+                f"{system} on {name} stays {limited - gain:+.1f} LU from the reference: {_MOST_GAIN:g} dB is most."
             )
             gain = limited
         found[system], gains[system] = audio, gain
