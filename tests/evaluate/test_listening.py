@@ -22,11 +22,11 @@ RATE = 16_000
 
 
 def voice(seconds, seed, level=0.1, rate=RATE):
-    """Noise with syllables, pink enough."""
+    """Noise with syllables, its spectrum falling about as speech's does."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * rate)) / rate
-    noise = signal.lfilter([1.0], [1.0, -0.9], rng.standard_normal(len(time)))
-    return (level * noise * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * time)) / 2.3).astype(np.float32)
+    noise = signal.lfilter([1.0], [1.0, -0.97], rng.standard_normal(len(time)))
+    return (level * noise * (0.55 + 0.45 * np.sin(2 * np.pi * 3 * time)) / 4.1).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_practice_is_no_trial_where_there_is_one_to_spare(recordings):
 def test_rates_that_differ(recordings, tmp_path):
     for rate in (8_000, 16_000):
         soundfile.write(tmp_path / f"{rate}.wav", voice(1.0, 0, rate=rate), rate)
-    with pytest.raises(UserError, match="16000 Hz.*8000 Hz: give --sample-rate"):
+    with pytest.raises(UserError, match=r"16000 Hz.*8000 Hz: give --sample-rate"):
         stimuli.choose(tmp_path, 2, None, 0)
     chosen = stimuli.choose(tmp_path, 2, 24_000, 0)
     assert {len(item.audio) for item in chosen.items} == {24_000}
