@@ -46,7 +46,7 @@ def scaled(factor):
 
 def noisy():
     def code(audio, rate, stem):
-        return Coded(3 * audio + 0.05 * np.random.default_rng(0).standard_normal(len(audio)))
+        return Coded(3 * audio + 0.01 * np.random.default_rng(0).standard_normal(len(audio)))
 
     return System("noisy", "noisy", "noisy", code)
 

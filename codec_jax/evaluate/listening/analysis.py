@@ -120,11 +120,11 @@ def _pair_lines(analysis: Analysis) -> list[list[str]]:
     return lines
 
 
-def _share(row: Mapping[str, float]) -> str:
+def _share(row: Mapping[str, Any]) -> str:
     return f"{row['share']:.0%} [{row['low']:.0%}, {row['high']:.0%}]"
 
 
-def _ends(row: Mapping[str, float], sign: str = "") -> list[str]:
+def _ends(row: Mapping[str, Any], sign: str = "") -> list[str]:
     return [
         f"{row[low]:{sign}.1f} .. {row[high]:{sign}.1f}" if math.isfinite(row[low]) else "-"
         for low, high in (("low", "high"), ("low_both", "high_both"))

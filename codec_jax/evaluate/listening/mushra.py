@@ -1,7 +1,7 @@
 """Ratings to figures: who is heard (ITU-R BS.1534-3, 4.1.2), means with two intervals, differences, outliers."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +146,7 @@ def outliers(ratings: Ratings) -> list[dict[str, Any]]:
     return found
 
 
-def figures(scores: Scores) -> dict[str, float]:
+def figures(scores: Scores) -> dict[str, Any]:
     """mean; low and high over listeners (n); low and high over listeners and utterances; median and quartiles."""
     first, both = over_listeners(scores), over_both(scores)
     lower, median, upper = quartiles(scores.ravel())
@@ -154,7 +154,7 @@ def figures(scores: Scores) -> dict[str, float]:
     return {**first._asdict(), **wide, "median": median, "lower_quartile": lower, "upper_quartile": upper}
 
 
-def difference(first: Scores, second: Scores) -> dict[str, float]:
+def difference(first: Scores, second: Scores) -> dict[str, Any]:
     """Of first - second, listener by listener and utterance by utterance."""
     over, both = over_listeners(first - second), over_both(first - second)
     return {**over._asdict(), "low_both": both.low, "high_both": both.high}
@@ -191,7 +191,7 @@ def analyse(sessions: Sequence[Session], key: Key) -> dict[str, Any]:
     }
 
 
-def _by_utterance(ratings: Ratings) -> dict[str, Mapping[str, dict[str, float]]]:
+def _by_utterance(ratings: Ratings) -> dict[str, Any]:
     return {
         utterance: {name: intervals.of_mean(scores[:, j])._asdict() for name, scores in ratings.scores.items()}
         for j, utterance in enumerate(ratings.trials)

@@ -31,13 +31,13 @@ def gather(sessions: Sequence[Session], key: Key) -> list[Vote]:
     return votes
 
 
-def share(count: int, total: int) -> dict[str, float]:
+def share(count: int, total: int) -> dict[str, Any]:
     """A share of independent answers with its exact interval (Clopper and Pearson 1934)."""
     found = stats.binomtest(count, total).proportion_ci(LEVEL, "exact")
     return {"count": count, "share": count / total, "low": float(found.low), "high": float(found.high)}
 
 
-def score(votes: Sequence[Vote], first: str) -> dict[str, float]:
+def score(votes: Sequence[Vote], first: str) -> dict[str, Any]:
     """Of `first` over listeners: 1 an answer for it, 1/2 for neither, a listener's mean being one value."""
     by_listener: dict[str, list[float]] = {}
     for vote in votes:
