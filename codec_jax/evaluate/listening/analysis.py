@@ -162,7 +162,7 @@ def write(analysis: Analysis, directory: pathlib.Path) -> None:
 
 def report(analysis: Analysis) -> dict[str, Any]:
     """What analysis.json says."""
-    shared = {
+    shared: dict[str, Any] = {
         "test": analysis.key.test,
         "kind": analysis.key.kind,
         "title": analysis.key.title,

@@ -226,16 +226,17 @@ function trial(step) {
   next.textContent = practice ? "Start the test" : last ? "Finish" : "Next";
   find("reference").hidden = !now.reference;
 
+  const names = namesOf(now);
+
   function tally() {
     const { plays, seconds } = player.heard();
-    for (const name of Object.keys(plays)) {
+    for (const name of names.filter((one) => one in plays)) { // until they are loaded, the last trial's are there
       open.plays[name] = (before.plays[name] || 0) + plays[name];
       open.seconds[name] = Math.round(1000 * ((before.seconds[name] || 0) + seconds[name])) / 1000;
     }
     open.spent = before.spent + (Date.now() - entered) / 1000;
   }
 
-  const names = namesOf(now);
   const isHeard = (name) => (open.seconds[name] || 0) >= ENOUGH;
   const pick = (name) => { player.select(name); player.play(); };
 
@@ -359,7 +360,7 @@ function scales(now, open) {
     const letter = LETTERS[i];
     const button = make("button", { type: "button", class: "button letter", "aria-pressed": "false" }, letter);
     const slider = make("input", { type: "range", min: 0, max: 100, step: 1, "aria-label": `Rating of ${letter}` });
-    const value = make("output", {}, "–");
+    const value = make("span", { class: "value" }, "–");
     slider.value = open.ratings[name] ?? 50;
     const rate = () => {
       if (slider.disabled) return;

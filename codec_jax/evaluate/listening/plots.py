@@ -15,7 +15,7 @@ from codec_jax.evaluate.listening.site import MUSHRA
 if TYPE_CHECKING:
     from codec_jax.evaluate.listening.analysis import Analysis
 
-_INK, _SOFT, _LINE, _ACCENT, _PALE = "#1b1c1e", "#5c6067", "#dcdad4", "#17626b", "#b9d2d4"
+_INK, _SOFT, _LINE, _ACCENT, _MIDDLE, _PALE = "#1b1c1e", "#5c6067", "#dcdad4", "#17626b", "#6f9ea3", "#b9d2d4"
 _BANDS = ("Bad", "Poor", "Fair", "Good", "Excellent")
 
 
@@ -36,10 +36,10 @@ def _label(analysis: "Analysis", name: str) -> str:
     return str(analysis.key.systems[name].get("label", name))
 
 
-def _axes(rows: int, title: str) -> tuple[Figure, Any]:
+def _axes(rows: int, title: str, pad: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(8.5, 1.6 + 0.5 * rows), layout="constrained")
     axes = figure.add_subplot()
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold", pad=24)
+    axes.set_title(title, loc="left", fontsize=11, color=_INK, fontweight="bold", pad=pad)
     axes.tick_params(length=0, labelsize=9, colors=_INK)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
@@ -50,7 +50,7 @@ def _axes(rows: int, title: str) -> tuple[Figure, Any]:
 def _mushra(analysis: "Analysis") -> Figure:
     """A row a system: a pale box of the quartiles, a dot a listener, the mean with its two intervals."""
     names, ratings = analysing.ranked(analysis), analysis.found["ratings"]
-    figure, axes = _axes(len(names), analysis.key.title)
+    figure, axes = _axes(len(names), analysis.key.title, 24)
     for i, band in enumerate(_BANDS):
         axes.axvspan(20 * i, 20 * i + 20, color="#f3f2ee" if i % 2 == 0 else "white", zorder=0, linewidth=0)
         axes.text(20 * i + 10, 1.01, band, transform=axes.get_xaxis_transform(), ha="center", fontsize=8.5, color=_SOFT)
@@ -88,7 +88,7 @@ def _mushra(analysis: "Analysis") -> Figure:
 def _preference(analysis: "Analysis") -> Figure:
     """A bar a pair: answers for the first, for neither, for the second; lines are intervals of the outer shares."""
     pairs = analysis.found["pairs"]
-    figure, axes = _axes(len(pairs), analysis.key.title)
+    figure, axes = _axes(len(pairs), analysis.key.title, 10)
     for y, row in enumerate(pairs):
         first, second = row["first_preferred"], row["second_preferred"]
         parts = (
@@ -102,8 +102,8 @@ def _preference(analysis: "Analysis") -> Figure:
             if share > 0.06:
                 axes.text(left + share / 2, y, f"{share:.0%}", ha="center", va="center", fontsize=9, color=ink)
             left += share
-        axes.plot([first["low"], first["high"]], [y + 0.36] * 2, color=_INK, linewidth=1.4)
-        axes.plot([1 - second["high"], 1 - second["low"]], [y + 0.36] * 2, color=_INK, linewidth=1.4)
+        axes.plot([first["low"], first["high"]], [y + 0.34] * 2, color=_ACCENT, linewidth=2)
+        axes.plot([1 - second["high"], 1 - second["low"]], [y - 0.34] * 2, color=_MIDDLE, linewidth=2)
         axes.annotate(
             _label(analysis, row["second"]), (1.015, y), xycoords=("axes fraction", "data"), va="center", fontsize=9
         )
@@ -112,7 +112,7 @@ def _preference(analysis: "Analysis") -> Figure:
     axes.set(xlim=(0, 1), ylim=(len(pairs) - 0.4, -0.6))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25 %", "50 %", "75 %", "100 %"])
     axes.set_xlabel(
-        "answers for the system on the left, for neither, for the one on the right · lines: exact 95 % intervals",
+        "answers for the left, for neither, for the right · lines: exact 95 % intervals (right: above)",
         fontsize=8,
         color=_SOFT,
     )

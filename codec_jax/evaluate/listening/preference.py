@@ -75,5 +75,10 @@ def analyse(sessions: Sequence[Session], key: Key) -> dict[str, Any]:
             utterances.append({"utterance": name, "first": first, "second": second, "counts": counts})
     decided = [vote for vote in votes if vote.preferred != NEITHER]
     notes = [] if decided else ["nobody preferred anything."]
+    if len(sessions) > 1:
+        notes.append(
+            "intervals of shares, and p, take every answer as independent, which those of one listener are not: the "
+            "score's interval takes listeners."
+        )
     as_a = share(sum(vote.preferred == vote.shown[0] for vote in decided), len(decided)) if decided else None
     return {"votes": votes, "notes": notes, "pairs": pairs, "utterances": utterances, "preferred_as_a": as_a}
