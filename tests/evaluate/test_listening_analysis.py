@@ -108,12 +108,12 @@ def drawn(rng, rows, columns, sizes=(8.0, 6.0, 10.0), mean=60.0):
 def test_over_listeners_covers_the_mean_for_these_utterances(rows, columns):
     rng = np.random.default_rng(0)
     utterances, hit = 6 * rng.standard_normal(columns), 0
-    for _ in range(300):
+    for _ in range(200):
         scores = utterances + drawn(rng, rows, columns, (8.0, 0.0, 10.0))
         found = mushra.over_listeners(scores)
         hit += found.low <= 60 + utterances.mean() <= found.high
         assert found.n == rows
-    assert abs(hit / 300 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 300), hit
+    assert abs(hit / 200 - 0.95) < 4 * math.sqrt(0.95 * 0.05 / 200), hit
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 8), (20, 10), (12, 4)])
@@ -121,17 +121,17 @@ def test_over_listeners_covers_the_mean_for_these_utterances(rows, columns):
 def test_over_both_covers_the_mean_of_the_population(rows, columns, sizes):
     rng = np.random.default_rng(1)
     hit, alone = 0, 0
-    for _ in range(1500):
+    for _ in range(600):
         scores = drawn(rng, rows, columns, sizes)
         found = mushra.over_both(scores)
         hit += found.low <= 60 <= found.high
         alone += abs(scores.mean() - 60) < stats.sem(scores.mean(axis=1)) * stats.t.ppf(0.975, rows - 1)
-    margin = 4 * math.sqrt(0.95 * 0.05 / 1500)
-    assert hit / 1500 > 0.95 - margin, hit  # where nothing but the rest varies it is wider than it must be
+    margin = 4 * math.sqrt(0.95 * 0.05 / 600)
+    assert hit / 600 > 0.95 - margin, hit  # where nothing but the rest varies it is wider than it must be
     if sizes[1] > sizes[0]:
-        assert alone / 1500 < 0.85, alone  # what listeners alone would claim
+        assert alone / 600 < 0.85, alone  # what listeners alone would claim
     if min(sizes) > 0 and rows == 20:
-        assert hit / 1500 < 0.95 + margin + 0.02, hit
+        assert hit / 600 < 0.95 + margin + 0.02, hit
 
 
 def test_too_few_have_no_interval():

@@ -50,7 +50,7 @@ def _axes(rows: int, title: str, pad: float) -> tuple[Figure, Any]:
 def _mushra(analysis: "Analysis") -> Figure:
     """A row a system: a pale box of the quartiles, a dot a listener, the mean with its two intervals."""
     names, ratings = analysing.ranked(analysis), analysis.found["ratings"]
-    figure, axes = _axes(len(names), analysis.key.title, 24)
+    figure, axes = _axes(len(names), analysis.key.title, 24.0)
     for i, band in enumerate(_BANDS):
         axes.axvspan(20 * i, 20 * i + 20, color="#f3f2ee" if i % 2 == 0 else "white", zorder=0, linewidth=0)
         axes.text(20 * i + 10, 1.01, band, transform=axes.get_xaxis_transform(), ha="center", fontsize=8.5, color=_SOFT)
@@ -88,7 +88,7 @@ def _mushra(analysis: "Analysis") -> Figure:
 def _preference(analysis: "Analysis") -> Figure:
     """A bar a pair: answers for the first, for neither, for the second; lines are intervals of the outer shares."""
     pairs = analysis.found["pairs"]
-    figure, axes = _axes(len(pairs), analysis.key.title, 10)
+    figure, axes = _axes(len(pairs), analysis.key.title, 10.0)
     for y, row in enumerate(pairs):
         first, second = row["first_preferred"], row["second_preferred"]
         parts = (

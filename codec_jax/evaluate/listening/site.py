@@ -25,7 +25,7 @@ MUSHRA, AB = "mushra", "ab"
 FORMAT = 1
 MOST_SIGNALS = 12  # of a trial, without the open reference (BS.1534-3, 5.3)
 _LETTERS = 17  # A to Q: R is the reference
-_PAGES = {"page.html": "index.html", "page.css": "page.css", "player.js": "player.js", "page.js": "page.js"}
+_PAGES = ("page.css", "plan.js", "player.js", "boards.js", "page.js")
 _TEST, _STIMULI = "test.js", "stimuli"
 _EPOCH = 946_684_800  # of every file: when it was written would tell the order
 _ROLES = {REFERENCE: "reference", LOW_ANCHOR: "low anchor", MID_ANCHOR: "mid-range anchor"}
@@ -189,7 +189,7 @@ def _keep(signal: Any, rate: int, recordings: dict[str, bytes]) -> str:
 def _write_files(directory: pathlib.Path, blind: _Blinded) -> None:
     (directory / _STIMULI).mkdir(parents=True)
     pages = importlib.resources.files("codec_jax.evaluate.listening")
-    for source, target in _PAGES.items():
+    for source, target in (("page.html", "index.html"), *((name, name) for name in _PAGES)):
         (directory / target).write_bytes((pages / source).read_bytes())
     (directory / _TEST).write_text(f"window.TEST = {json.dumps(blind.public)};\n", "utf-8")
     for name in sorted(blind.files):
