@@ -61,6 +61,9 @@ def _make(arguments: argparse.Namespace) -> None:
     site.check_systems(systems, arguments.test)
     if len(systems) > site.MOST_SIGNALS:
         _say(f"{len(systems)} signals in a trial: ITU-R BS.1534-3 (5.3) recommends {site.MOST_SIGNALS} at most.")
+    wanted = site.fewest_items(systems)
+    if arguments.test == site.MUSHRA and len(chosen.items) < wanted:
+        _say(f"{len(chosen.items)} utterances: ITU-R BS.1534-3 (7.1) asks for {wanted} with so many systems.")
     made = stimuli.make(chosen, systems, arguments.seconds, _progress)
     for note in made.notes:
         _say(note)

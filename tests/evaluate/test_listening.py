@@ -262,6 +262,11 @@ def test_ab_pairs_in_both_orders(recordings, tmp_path, count):
     assert all("reference" not in trial for trial in key["trials"])
 
 
+def test_how_many_utterances_are_asked_for():
+    assert site.fewest_items([*ANCHORS, noisy()]) == 5
+    assert site.fewest_items([*ANCHORS, *(scaled(n) for n in range(5))]) == 8
+
+
 # ---- the command ---------------------------------------------------------------------------------
 
 
@@ -276,6 +281,7 @@ def test_a_codec_beside_anchors(tmp_path, tmp_path_factory, capsys):
     told = capsys.readouterr()
     assert "index.html: mushra, 1 trials of original, lowpass_3500, lowpass_7000, run@" in told.out
     key = json.loads((tmp_path / "test.key.json").read_text())
+    assert "1 utterances: ITU-R BS.1534-3 (7.1) asks for 5" in told.err
     assert [one["role"] for one in key["systems"].values()].count("system") == 2
     before = key["test"]
     assert cli.main(common) == 1

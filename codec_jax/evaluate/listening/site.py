@@ -9,6 +9,7 @@ import datetime
 import importlib.resources
 import itertools
 import json
+import math
 import os
 import pathlib
 import secrets
@@ -67,6 +68,11 @@ def check_systems(systems: Sequence[System], kind: str) -> None:
     require(tested, "there is no system to rate: give --model or --against.")
     many = f"{len(names)} signals in a trial are too many: give fewer systems, {_LETTERS - len(_ROLES)} at most."
     require(len(names) <= _LETTERS, many)
+
+
+def fewest_items(systems: Sequence[System]) -> int:
+    """Utterances that BS.1534-3 (7.1) asks for: one and a half times the systems under test, and five at least."""
+    return max(5, math.ceil(1.5 * sum(system.name not in _ROLES for system in systems)))
 
 
 def write(directory: pathlib.Path, stimuli: Stimuli, systems: Sequence[System], design: Design) -> dict[str, Any]:
