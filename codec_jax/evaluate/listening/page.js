@@ -190,7 +190,7 @@ function trial(step) {
 
   function tally() {
     const { plays, seconds } = player.heard();
-    for (const name of names.filter((one) => one in plays)) { // until they are loaded, the last trial's are there
+    for (const name of names) {
       open.plays[name] = (before.plays[name] || 0) + plays[name];
       open.seconds[name] = Math.round(1000 * ((before.seconds[name] || 0) + seconds[name])) / 1000;
     }
@@ -200,7 +200,7 @@ function trial(step) {
   const isHeard = (name) => (open.seconds[name] || 0) >= ENOUGH;
   const pick = (name) => { player.select(name); player.play(); };
 
-  refresh = () => {
+  function update() {
     tally();
     const at = player.state();
     find("play").textContent = at.playing ? "Pause" : "Play";
@@ -216,7 +216,7 @@ function trial(step) {
     next.disabled = unheard + missing > 0;
     const said = unheard ? `Still to hear: ${unheard} of ${names.length}.` : missing ? board.ask(missing) : "All done.";
     if (find("status").textContent !== said) find("status").textContent = said;
-  };
+  }
 
   find("play").onclick = () => player.toggle();
   find("reference").onclick = () => pick(now.reference);
@@ -232,22 +232,27 @@ function trial(step) {
     go(step + 1);
   };
   document.onkeydown = (event) => key(event, now, pick, board);
-  ready(now, step);
+  ready(now, step, update);
 }
 
 /* The sounds, then the buttons; then the next trial's sounds, quietly. */
-function ready(now, step) {
+async function ready(now, step, update) {
   const controls = document.querySelectorAll("#main button, #main input");
   controls.forEach((control) => { control.disabled = true; });
   find("status").textContent = "Loading…";
-  clips(namesOf(now)).then((found) => {
-    if (state.step !== step) return undefined;
-    controls.forEach((control) => { control.disabled = false; });
-    return player.load(found, now.reference || now.shown[0]).then(() => {
-      const coming = order.trials[step + 1];
-      if (coming) clips(namesOf(coming), true);
-    });
-  }).catch(broken);
+  try {
+    const found = await clips(namesOf(now));
+    await player.load(found, now.reference || now.shown[0]);
+  } catch (error) {
+    broken(error);
+    return;
+  }
+  if (state.step !== step) return;
+  controls.forEach((control) => { control.disabled = false; });
+  refresh = update;
+  refresh();
+  const coming = order.trials[step + 1];
+  if (coming) clips(namesOf(coming), true);
 }
 
 function finished(now, open) {
