@@ -13,21 +13,20 @@ _EXAMPLE = (
 
 def listen(arguments: argparse.Namespace) -> None:
     """A listening test as a static site, MUSHRA (ITU-R BS.1534-3) or AB; with --analyse, the figures of its results."""
-    from codec_jax.errors import UserError
-
     if arguments.analyse:
         if arguments.audio or arguments.model or arguments.against:
-            raise UserError("--analyse reads results of a test that was made before: leave AUDIO_DIR and systems out.")
+            arguments.wrong_usage("--analyse reads results of a test made before: leave AUDIO_DIR and systems out.")
         _analyse(arguments)
         return
     if arguments.audio is None or arguments.output is None:
-        raise UserError("give AUDIO_DIR and -o SITE_DIR to make a test, or --analyse RESULTS... to read results.")
+        arguments.wrong_usage("give AUDIO_DIR and -o SITE_DIR to make a test, or --analyse RESULTS... to read results.")
     _make(arguments)
 
 
 def add_verbs(verbs) -> None:
     """The parsers of this module."""
     p = add_verb(verbs, "listen", listen, _EXAMPLE)
+    p.set_defaults(wrong_usage=p.error)
     p.add_argument("audio", nargs="?", metavar="AUDIO_DIR", help="recordings of speech")
     p.add_argument("-o", "--output", metavar="DIR", help="the site; its key is written beside it, as DIR.key.json")
     p.add_argument("--model", nargs="+", action="extend", metavar="DIR", help="codecs: directories, runs or hub ids")
@@ -63,15 +62,16 @@ def _make(arguments: argparse.Namespace) -> None:
         _say(f"{len(systems)} signals in a trial: ITU-R BS.1534-3 (5.3) recommends {site.MOST_SIGNALS} at most.")
     wanted = site.fewest_items(systems)
     if arguments.test == site.MUSHRA and len(chosen.items) < wanted:
-        _say(f"{len(chosen.items)} utterances: ITU-R BS.1534-3 (7.1) asks for {wanted} with so many systems.")
+        _say(f"{_count(len(chosen.items), 'utterance')}: ITU-R BS.1534-3 (7.1) asks for {wanted} with so many systems.")
     made = stimuli.make(chosen, systems, arguments.seconds, _progress)
     for note in made.notes:
         _say(note)
-    names = ("audio", "model", "weights", "rates", "against", "trials", "seconds", "sample_rate", "seed")
-    made_of = {name: getattr(arguments, name) for name in names}
+    flags = ("audio", "model", "weights", "rates", "against", "trials", "seconds", "sample_rate", "seed")
+    made_of = {name: getattr(arguments, name) for name in flags}
     design = site.Design(arguments.test, arguments.title, not arguments.forced, made_of)
     key = site.write(directory, made, systems, design)
-    print(f"{directory / 'index.html'}: {arguments.test}, {len(key['trials'])} trials of {', '.join(key['systems'])}")
+    trials, names = _count(len(key["trials"]), "trial"), ", ".join(key["systems"])
+    print(f"{directory / 'index.html'}: {arguments.test}, {trials} of {names}")
     print(f"{site.key_path(directory)}: the key; keep it, and do not publish it")
 
 
@@ -111,6 +111,10 @@ def _progress(jobs):
     from tqdm import tqdm
 
     return tqdm(jobs, unit="clip", leave=False, disable=None)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def _say(sentence: str) -> None:

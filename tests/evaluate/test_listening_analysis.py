@@ -345,7 +345,8 @@ def test_the_key(simulated, capsys, tmp_path_factory):
 
 def test_wrong_use(simulated, capsys):
     _, _, paths, directory = simulated
-    assert cli.main(["listen", "speech", "--analyse", *paths]) == 1
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["listen", "speech", "--analyse", *paths])
     assert "leave AUDIO_DIR and systems out" in capsys.readouterr().err
     assert cli.main(["listen", "--analyse", str(directory / "none.json")]) == 1
     assert "there is no file" in capsys.readouterr().err
