@@ -79,12 +79,12 @@ def _critical(
     start = np.repeat(found.params, count, axis=0)
     limits = laws.bounds(where, losses)
     _, objective = descent.fit(laws.model(where), draws.losses, start, limits, draws.fits.delta, held)
-    least = _student(len(losses) - found.params.shape[1]) * np.sqrt(_HUBER_RATIO)
+    least = student(len(losses) - found.params.shape[1]) * np.sqrt(_HUBER_RATIO)
     return max(float(np.quantile(_root(objective, draws.fits), LEVEL)), least)
 
 
-def _student(free: int) -> float:
-    """Student's t at the two-sided level."""
+def student(free: int) -> float:
+    """Student's t at LEVEL, both sides."""
     return float(scipy.stats.t.ppf((1 + LEVEL) / 2, free))
 
 
