@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from codec_jax.scaling import descent, intervals, laws, trust
 from codec_jax.scaling.descent import Fits
-from codec_jax.scaling.intervals import Ends
+from codec_jax.scaling.intervals import Ends, Resamples
 from codec_jax.scaling.laws import Design
 from codec_jax.scaling.trust import Axis
 
@@ -35,6 +35,7 @@ class Surface(NamedTuple):
     form: str
     where: Design
     fit: Fits
+    draws: Resamples
     ends: Ends
     unit: float
     other_noise: float
@@ -77,7 +78,7 @@ def fit(
     draws = intervals.resample(where, found, losses)
     ends = intervals.profile(where, found, losses, draws, figures)
     scale = unit if form == EXPONENTIAL else 1.0
-    return Surface(form, where, found, ends, scale, float(fits[other].noise[0]), gap > _TELLING)
+    return Surface(form, where, found, draws, ends, scale, float(fits[other].noise[0]), gap > _TELLING)
 
 
 def _by_likelihood(designs: Mapping[str, Design], fits: Mapping[str, Fits], losses: np.ndarray) -> tuple[str, str]:
@@ -97,15 +98,10 @@ def halving(surface: Surface) -> tuple[float, float, float]:
     return tuple(np.log(2) * surface.unit / rate for rate in (value, high, low))  # type: ignore[return-value]
 
 
-def predict(
-    surface: Surface,
-    params: float,
-    audio_seconds: float,
-    bitrate: Float[np.ndarray, "point"],
-    fitted: Float[np.ndarray, "fit param"] | None = None,
+def floor(
+    surface: Surface, bitrate: Float[np.ndarray, "point"], fitted: Float[np.ndarray, "fit param"]
 ) -> Float[np.ndarray, "fit point"]:
-    """Losses along the bit rate. fitted: other parameters than the surface's own."""
+    """E + d(R): what is left to any number of parameters and any amount of audio. fitted: the surface's, or draws."""
     rate = np.log(bitrate) if surface.form == POWER else bitrate / surface.unit
-    z = np.column_stack([np.full(len(rate), np.log(params)), np.full(len(rate), np.log(audio_seconds)), rate])
-    chosen = surface.fit.params if fitted is None else fitted
-    return np.exp(laws.log_loss(chosen, z - surface.where.centre)[0])
+    z = (rate - surface.where.centre[2])[:, None]
+    return np.exp(laws.log_loss(fitted[:, [0, 5, 6]], z)[0])

@@ -40,10 +40,10 @@ def before(axes: Mapping[int, Axis], count: int) -> str | None:
             "tell noise from law"
         )
     for axis in axes.values():
-        levels = _levels(axis.logs)
-        if levels < LEAST_LEVELS:
+        count_of = len(levels(np.exp(axis.logs)))
+        if count_of < LEAST_LEVELS:
             return (
-                f"{axis.name} takes {levels} value{'s' * (levels > 1)}, and {axis.exponent} beside a floor needs at "
+                f"{axis.name} takes {count_of} value{'s' * (count_of > 1)}, and {axis.exponent} beside a floor needs at "
                 f"least {LEAST_LEVELS}"
             )
     for key, axis in axes.items():
@@ -54,9 +54,10 @@ def before(axes: Mapping[int, Axis], count: int) -> str | None:
     return None
 
 
-def _levels(logs: np.ndarray) -> int:
-    """Values that differ by more than a twentieth."""
-    return 1 + int((np.diff(np.sort(logs)) > _SAME_LEVEL).sum())
+def levels(values: Float[np.ndarray, "run"]) -> Float[np.ndarray, "level"]:
+    """Values that differ by more than a twentieth, each the geometric mean of those that do not; in order."""
+    logs = np.sort(np.log(values))
+    return np.exp([part.mean() for part in np.split(logs, 1 + np.flatnonzero(np.diff(logs) > _SAME_LEVEL))])
 
 
 def after(where: Design, losses: Float[np.ndarray, "run"], found: Fits, axes: Mapping[int, Axis]) -> str | None:
