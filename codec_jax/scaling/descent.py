@@ -15,6 +15,7 @@ HUBER = 1.345  # times the noise: 95 % as efficient as least squares under norma
 _CONSISTENCY = 0.7101645
 _PENALTY = 1e3
 _MOST_STEPS = 200
+EXACT, CLOSE = 1e-13, 1e-8  # tolerances: of a fit that is stated, and of one of a thousand draws
 _LEAST_SQUARES = 1e6  # a delta beyond any residual
 
 Params = Float[np.ndarray, "fit param"]
@@ -62,12 +63,19 @@ def huber(residuals: Float[np.ndarray, "fit run"], delta: Float[np.ndarray, "fit
 
 
 def fit(
-    model: Model, losses: Losses, start: Params, bounds: Bounds, delta: np.ndarray, held: Held | None = None
+    model: Model,
+    losses: Losses,
+    start: Params,
+    bounds: Bounds,
+    delta: np.ndarray,
+    held: Held | None = None,
+    tolerance: float = EXACT,
 ) -> tuple[np.ndarray, np.ndarray]:
     """params and objective that minimise the Huber sum of losses - model(params), for every row at once.
 
     losses: logarithms. start: [fit, param]. delta: [fit]. held: keeps figures at values, by a penalty that leaves
-    them within some 1e-5 of their standard errors.
+    them within some 1e-5 of their standard errors. tolerance: a fit is done once a step gains no more than this share
+    of its objective.
     """
     params = np.clip(start, *bounds)
     damping = np.full(len(params), 1e-3)
@@ -83,7 +91,7 @@ def fit(
         for mine, theirs in zip(found, there):
             mine[live[better]] = theirs[better]
         damping[live] = np.where(better, damping[live] * 0.2, damping[live] * 5.0).clip(1e-12, 1e12)
-        small = (moved < 1e-10) | (objective - there[0] <= 1e-13 * objective)
+        small = (moved < 1e-10) | (objective - there[0] <= tolerance * objective)
         live = live[~np.where(better, small, damping[live] > 1e10)]
         if not len(live):
             break
@@ -119,7 +127,9 @@ def _step(gradient: np.ndarray, curvature: np.ndarray, damping: np.ndarray) -> n
     return -np.linalg.solve(damped, gradient[..., None])[..., 0]
 
 
-def fit_with_noise(model: Model, losses: Losses, start: Params, bounds: Bounds, least_delta: float) -> Fits:
+def fit_with_noise(
+    model: Model, losses: Losses, start: Params, bounds: Bounds, least_delta: float, tolerance: float = EXACT
+) -> Fits:
     """As `fit`, with delta HUBER times the noise of the fit itself and at least `least_delta`.
 
     Huber's proposal 2 (1981, section 7.7), begun at least squares; noise has runs - params degrees of freedom.
@@ -128,7 +138,7 @@ def fit_with_noise(model: Model, losses: Losses, start: Params, bounds: Bounds, 
     params, delta = start, np.full(len(losses), _LEAST_SQUARES)
     noise = np.zeros(len(losses))
     for i in range(6):
-        params, objective = fit(model, losses, params, bounds, delta)
+        params, objective = fit(model, losses, params, bounds, delta, None, tolerance)
         residuals = losses - model(params)[0]
         noise = proposal_2(residuals, free, np.sqrt((residuals**2).sum(-1) / free) if i == 0 else noise)
         following = np.maximum(HUBER * noise, least_delta)

@@ -49,7 +49,7 @@ def resample(where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws
     drawn = model(found.params)[0] + found.noise * noise
     start = np.repeat(found.params, draws, axis=0)
     return Resamples(
-        drawn, descent.fit_with_noise(model, drawn, start, laws.bounds(where, losses), laws.LEAST_DELTA)
+        drawn, descent.fit_with_noise(model, drawn, start, laws.bounds(where, losses), laws.LEAST_DELTA, descent.CLOSE)
     )
 
 
@@ -78,7 +78,7 @@ def _critical(
     held = Held(figures, np.full(count, index), np.repeat(figures(found.params)[0][:, index], count))
     start = np.repeat(found.params, count, axis=0)
     limits = laws.bounds(where, losses)
-    _, objective = descent.fit(laws.model(where), draws.losses, start, limits, draws.fits.delta, held)
+    _, objective = descent.fit(laws.model(where), draws.losses, start, limits, draws.fits.delta, held, descent.CLOSE)
     least = student(len(losses) - found.params.shape[1]) * np.sqrt(_HUBER_RATIO)
     return max(float(np.quantile(_root(objective, draws.fits), LEVEL)), least)
 
@@ -115,7 +115,7 @@ class _Search(NamedTuple):
         held = Held(self.figures, self.which, wanted)
         many = np.repeat(self.losses[None], count, axis=0)
         limits = laws.bounds(self.where, self.losses)
-        params, objective = descent.fit(laws.model(self.where), many, start, limits, self.best.delta, held)
+        params, objective = descent.fit(laws.model(self.where), many, start, limits, self.best.delta, held, descent.CLOSE)
         off = np.abs(self.figures(params)[0][rows, self.which] - wanted)
         return _root(objective, self.best), params, off
 

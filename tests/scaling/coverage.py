@@ -54,7 +54,7 @@ def truth(of: Sweep, compute: float) -> np.ndarray:
     return np.array([*logs, logs[4] - logs[2], best, np.log(compute) - best, np.log(loss.min())])
 
 
-def covered(of: Sweep, noise: float, kind: str, draws: int, seed: int = 0, resamples: int = 300):
+def covered(of: Sweep, noise: float, kind: str, draws: int, seed: int = 0, resamples: int = 200):
     """[draw, figure]: whether the interval holds the truth, and its width; percentiles of resamples [draw, exponent]."""
     rng = np.random.default_rng(seed)
     where = laws.design([np.log(of.params), np.log(of.audio_seconds)])
@@ -77,8 +77,9 @@ def covered(of: Sweep, noise: float, kind: str, draws: int, seed: int = 0, resam
 def main(draws: int) -> None:
     """A row a case."""
     print("| runs | noise | " + " | ".join(FIGURES) + " | percentiles: alpha, beta | width of alpha, beta |")
-    cases = [(name, noise, "normal") for name in SWEEPS for noise in (0.005, 0.01)]
-    cases += [("4 x 3", 0.01, kind) for kind in list(NOISES)[1:]] + [("5 x 4", 0.01, list(NOISES)[2])]
+    cases = [(name, noise, "normal") for name in ("4 x 3", "5 x 4") for noise in (0.005, 0.01)]
+    cases += [("4 x 3", 0.01, kind) for kind in list(NOISES)[1:]]
+    cases += [(name, 0.01, "normal") for name in ("4 x 3, 2 seeds", "6 x 6")]
     for name, noise, kind in cases:
         held, widths, percentiles = covered(SWEEPS[name], noise, kind, draws)
         shares = " | ".join(f"{100 * share:.0f}" for share in held.mean(0))
