@@ -66,7 +66,9 @@ def add_verbs(verbs) -> None:
 def _add_fit(of_scaling) -> None:
     p = add_verb(of_scaling, "fit", scaling_fit, _EXAMPLE)
     p.add_argument("sweep", nargs="?", metavar="SWEEP_DIR", help="a directory with sweep.json and runs/")
-    p.add_argument("--table", metavar="FILE.csv", help="columns params, audio_seconds, loss [, bitrate, flops, seed, name]")
+    p.add_argument(
+        "--table", metavar="FILE.csv", help="columns params, audio_seconds, loss [, bitrate, flops, seed, name]"
+    )
     p.add_argument("-o", "--output", required=True, metavar="DIR", help="for fit.json, report.md and pictures")
     p.add_argument(
         "--loss",

@@ -113,7 +113,9 @@ def _at_one_bitrate(table: Table, wanted: float | None, notes: list[str]) -> tup
     if len(kept) < len(table.runs):
         others = len(table.runs) - len(kept)
         shown = "no stated bit rate" if chosen is None else f"{chosen:g} bit/s"
-        notes.append(f"The law of N and D is of the {len(kept)} runs at {shown}; {others} at other rates are set aside.")
+        notes.append(
+            f"The law of N and D is of the {len(kept)} runs at {shown}; {others} at other rates are set aside."
+        )
     return kept, chosen
 
 
@@ -156,7 +158,7 @@ def _seed_noise(runs: Sequence[Run]) -> dict[str, float] | None:
 def _law(columns: Columns, computes: Sequence[float], refused: dict[str, str], notes: list[str]) -> Law | None:
     """The law of N and D with its intervals, unless refused."""
     logs = np.log(columns.params), np.log(columns.audio_seconds)
-    axes = {0: Axis("params", "alpha", logs[0]), 1: Axis("audio_seconds", "beta", logs[1])}
+    axes = [Axis("params", "alpha", logs[0]), Axis("audio_seconds", "beta", logs[1])]
     reason = trust.before(axes, len(columns.loss))
     if reason is None:
         where, losses = laws.design(logs), np.log(columns.loss)
@@ -257,7 +259,12 @@ def _isoflop(found: Isoflop, runs: Sequence[Run]) -> dict[str, Any] | None:
 
 def _holdout(held: holdout.Holdout, runs: Sequence[Run]) -> dict[str, Any]:
     rows = [
-        {"run": runs[i].name, "predicted": float(predicted), "loss": runs[i].loss, "error": _interval(*map(float, error))}
+        {
+            "run": runs[i].name,
+            "predicted": float(predicted),
+            "loss": runs[i].loss,
+            "error": _interval(*map(float, error)),
+        }
         for i, predicted, error in zip(held.runs, held.predicted, held.errors)
     ]
     worst = max(held.errors, key=lambda error: abs(error[0]))

@@ -38,10 +38,10 @@ def extrapolate(
     held = _largest(compute)
     kept = np.setdiff1d(np.arange(len(loss)), held)
     logs, losses = (np.log(params), np.log(audio_seconds)), np.log(loss)
-    axes = {0: Axis("params", "alpha", logs[0][kept]), 1: Axis("audio_seconds", "beta", logs[1][kept])}
+    axes = [Axis("params", "alpha", logs[0][kept]), Axis("audio_seconds", "beta", logs[1][kept])]
     reason = trust.before(axes, len(kept))
     if reason is None:
-        where = laws.design([axis.logs for axis in axes.values()])
+        where = laws.design([axis.logs for axis in axes])
         found = laws.fit(where, losses[kept])
         reason = trust.after(where, losses[kept], found, axes)
     if reason is not None:

@@ -53,9 +53,7 @@ def resample(where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws
     )
 
 
-def profile(
-    where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws: Resamples, figures: Figures
-) -> Ends:
+def profile(where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws: Resamples, figures: Figures) -> Ends:
     """The interval of every figure."""
     value, slopes = figures(found.params)
     value, count = value[0], value.shape[1]
@@ -70,9 +68,7 @@ def profile(
     return Ends(value, ends[:count], ends[count:], is_open[:count], is_open[count:])
 
 
-def _critical(
-    where: Design, found: Fits, losses: np.ndarray, draws: Resamples, figures: Figures, index: int
-) -> float:
+def _critical(where: Design, found: Fits, losses: np.ndarray, draws: Resamples, figures: Figures, index: int) -> float:
     """Root of the statistic that 95 % of resamples stay below, and at least what normal theory asks for."""
     count = len(draws.losses)
     held = Held(figures, np.full(count, index), np.repeat(figures(found.params)[0][:, index], count))
@@ -107,7 +103,9 @@ class _Search(NamedTuple):
     figures: Figures
     which: np.ndarray
 
-    def roots(self, reach: np.ndarray, sign: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def roots(
+        self, reach: np.ndarray, sign: np.ndarray, start: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Statistics, parameters, and how far off the figures stayed, with every figure `reach` from its best value."""
         count = len(sign)
         rows = np.arange(count)
@@ -115,7 +113,9 @@ class _Search(NamedTuple):
         held = Held(self.figures, self.which, wanted)
         many = np.repeat(self.losses[None], count, axis=0)
         limits = laws.bounds(self.where, self.losses)
-        params, objective = descent.fit(laws.model(self.where), many, start, limits, self.best.delta, held, descent.CLOSE)
+        params, objective = descent.fit(
+            laws.model(self.where), many, start, limits, self.best.delta, held, descent.CLOSE
+        )
         off = np.abs(self.figures(params)[0][rows, self.which] - wanted)
         return _root(objective, self.best), params, off
 

@@ -83,10 +83,11 @@ def _law(result: Result, law: Law) -> Figure:
         line, low, high = _predicted(law, sizes, np.full(len(sizes), seconds))
         axes.fill_between(sizes, low, high, color=colours[i], alpha=0.15, lw=0)
         axes.plot(sizes, line, color=colours[i], lw=1.5)
-        labels.append((line[-1], _duration(seconds), colours[i]))
+        labels.append((sizes[-1], line[-1], _duration(seconds), colours[i]))
         mine = nearest == i
         axes.plot(columns.params[mine], columns.loss[mine], "o", color=colours[i], ms=5, mec="white", mew=0.6)
     _log_axis(axes, "x", _count)
+    axes.set_xlim(sizes[0], sizes[-1])
     _right_labels(axes, labels)
     axes.set(xlabel="parameters", ylabel=_loss_label(result), title="Loss over size, by audio trained on")
     if len(budget) < len(levels(columns.audio_seconds)):
@@ -141,6 +142,8 @@ def _residuals(result: Result, law: Law) -> Figure:
         axes.plot(values, rest, "o", color=_colours(1)[0], ms=5, mec="white", mew=0.6)
         if shown is not None:
             _log_axis(axes, "x", shown)
+            if shown is _duration:
+                _duration_ticks(axes)
         else:
             axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
         axes.set_xlabel(label)
@@ -172,7 +175,7 @@ def _isoflop(result: Result, found: Isoflop) -> Figure:
         axes.plot(columns.params[mine], columns.loss[mine], "o", color=colour, ms=5, mec="white", mew=0.6)
         if not refused:
             axes.plot(profile.best, np.exp(profile.bottom), "D", color=colour, ms=7, mec=_INK, mew=1)
-        labels.append((line[-1], f"{profile.compute:.2g}" + (" (refused)" if refused else ""), colour))
+        labels.append((sizes[-1], line[-1], f"{profile.compute:.2g}" + (" (refused)" if refused else ""), colour))
     _log_axis(axes, "x", _count)
     _right_labels(axes, labels)
     axes.set(xlabel="parameters", ylabel=_loss_label(result), title=f"Profiles, by {_compute_label(columns)}")
@@ -190,15 +193,16 @@ def _bottoms(axes: Axes, columns: Columns, found: Isoflop, colours: Sequence) ->
         assert profile.params is not None
         best, low, high = profile.params
         ends = np.nan_to_num([[best - low], [high - best]], posinf=1e300)
-        axes.errorbar(profile.compute, best, ends, fmt="D", color=colour, ms=6, mec=_INK, mew=0.8, capsize=3)
+        axes.errorbar(profile.compute, best, ends, fmt="D", color=colour, ms=5, mec=_INK, mew=0.8, capsize=5)
     bottoms = [profile.best for _, profile in good]
     axes.set_yscale("log")
-    axes.set_ylim(0.3 * min(bottoms), 3.3 * max(bottoms))
+    heights = _logspace(np.asarray(bottoms), 0.15)
+    axes.set_ylim(heights[0], heights[-1])
     costs = _logspace(np.asarray([profile.compute for _, profile in good]), 0.1)
     title = "Best size; no law through fewer than three"
     if found.a is not None:
-        axes.plot(costs, np.exp(found.scale_params + found.a.value * np.log(costs)), color=_INK, lw=1.2, zorder=0)
-        title = f"N* ~ C^a, a = {found.a.value:.2f} ({found.a.low:.2f} to {found.a.high:.2f})"
+        axes.plot(costs, np.exp(found.scale + found.a.value * np.log(costs)), color=_INK, lw=1.2, zorder=0)
+        title = f"N* ~ C^a, a = {found.a.value:.3f} ({found.a.low:.3f} to {found.a.high:.3f})"
     axes.set_xlim(costs[0], costs[-1])
     _log_axis(axes, "x")
     _log_axis(axes, "y", _count)
@@ -206,26 +210,24 @@ def _bottoms(axes: Axes, columns: Columns, found: Isoflop, colours: Sequence) ->
 
 
 def _rate(result: Result, surface: Surface) -> Figure:
-    """Loss over bit rate, without what N and D still cost."""
+    """Loss over bit rate, every run moved along the surface to the middle of N and D."""
     figure, (axes,) = _figure()
     runs = [run for run in result.table.runs if run.bitrate is not None]
     rate, loss = (np.asarray([getattr(run, name) for run in runs], np.float64) for name in ("bitrate", "loss"))
-    where, fitted = surface.where, surface.fit.params[0]
-    parts = fitted[[1, 3]] - np.exp(fitted[[2, 4]]) * where.z[:, :2]
-    shown = loss - np.exp(parts).sum(-1)
+    fitted, centre = surface.fit.params, np.exp(surface.where.centre[:2])
+    own = np.exp(laws.log_loss(fitted, surface.where.z)[0][0])
     along = _logspace(rate, 0.1)
-    line = rates.floor(surface, along, surface.fit.params)[0]
-    low, high = np.quantile(rates.floor(surface, along, surface.draws.fits.params), [0.025, 0.975], axis=0)
+    line = rates.at_centre(surface, along, fitted)[0]
+    low, high = np.quantile(rates.at_centre(surface, along, surface.draws.fits.params), [0.025, 0.975], axis=0)
     colour = _colours(1)[0]
     axes.fill_between(along, low, high, color=colour, alpha=0.15, lw=0)
     axes.plot(along, line, color=colour, lw=1.6)
-    axes.plot(rate, shown, "o", color=colour, ms=5, mec="white", mew=0.6)
-    floor = float(np.exp(fitted[0]))
-    if floor > 0.01 * line[-1]:
-        axes.axhline(floor, color=_PALE, lw=0.8, ls=":")
-        axes.annotate("E", (along[-1], floor), xytext=(4, 0), textcoords="offset points", va="center", color=_PALE)
+    axes.plot(
+        rate, loss / own * rates.at_centre(surface, rate, fitted)[0], "o", color=colour, ms=5, mec="white", mew=0.6
+    )
     _log_axis(axes, "x", lambda value: f"{value / 1000:g}")
-    axes.set(xlabel="kbit/s", ylabel=f"{_loss_label(result)}, less A/N^α and B/D^β", title=_rate_title(surface))
+    axes.set(xlabel="kbit/s", ylabel=_loss_label(result), title=_rate_title(surface))
+    _note(axes, f"runs moved along the surface to {_count(centre[0])} parameters and {_duration(centre[1])}")
     return figure
 
 
@@ -283,18 +285,13 @@ def _log_axis(axes: Axes, which: str, shown: Callable[[float], str] | None = Non
         axis.set_major_formatter(ticker.LogFormatterSciNotation(minor_thresholds=(np.inf, np.inf)))
 
 
-def _right_labels(axes: Axes, labels: Sequence[tuple[float, str, object]]) -> None:
-    """Names of lines at their right ends, moved apart where they would overlap."""
+def _right_labels(axes: Axes, labels: Sequence[tuple[float, float, str, object]]) -> None:
+    """Names of lines (x, y, text, colour) at their right ends, moved apart where they would overlap."""
     low, high = axes.get_ylim()
-    least = 0.055 * (high - low)
-    places: list[float] = []
-    for height, text, colour in sorted(labels, key=lambda label: label[0]):
-        place = max(height, places[-1] + least) if places else height
-        places.append(place)
-        end = axes.get_xlim()[1]
-        axes.annotate(
-            text, (end, place), xytext=(4, 0), textcoords="offset points", va="center", color=colour, clip_on=False
-        )
+    least, last = 0.055 * (high - low), -np.inf
+    for x, y, text, colour in sorted(labels, key=lambda label: label[1]):
+        last = max(y, last + least)
+        axes.annotate(text, (x, last), xytext=(5, 0), textcoords="offset points", va="center", color=colour)
 
 
 def _note(axes: Axes, text: str) -> None:
@@ -322,5 +319,16 @@ def _duration(seconds: float) -> str:
     """2.5 h."""
     for size, unit in ((3600.0, "h"), (60.0, "min")):
         if seconds >= 0.9995 * size:
-            return f"{_count(seconds / size)} {unit}"
+            return f"{seconds / size:,.0f} {unit}" if seconds >= 999.5 * size else f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _duration_ticks(axes: Axes) -> None:
+    """At round minutes or hours, four or so."""
+    low, high = axes.get_xlim()
+    round_ones = [3600.0 * 10.0**k for k in range(8)] + [60.0, 600.0, 1.0, 10.0]
+    if high / low < 1e3:
+        round_ones += [3 * place for place in round_ones]
+    inside = sorted({place for place in round_ones if low <= place <= high})
+    axes.xaxis.set_major_locator(ticker.FixedLocator(inside or [np.sqrt(low * high)]))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())

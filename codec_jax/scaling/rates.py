@@ -53,11 +53,11 @@ def fit(
     if levels < LEAST_RATES:
         return f"the runs have {levels} bit rate{'s' * (levels != 1)}, and a surface needs at least {LEAST_RATES}"
     logs = np.log(params), np.log(audio_seconds)
-    axes = {
-        0: Axis("params", "alpha", logs[0]),
-        1: Axis("audio_seconds", "beta", logs[1]),
-        2: Axis("bitrate", "gamma", np.log(bitrate)),
-    }
+    axes = [
+        Axis("params", "alpha", logs[0]),
+        Axis("audio_seconds", "beta", logs[1]),
+        Axis("bitrate", "gamma", np.log(bitrate)),
+    ]
     reason = trust.before(axes, len(loss))
     if reason:
         return reason
@@ -98,10 +98,11 @@ def halving(surface: Surface) -> tuple[float, float, float]:
     return tuple(np.log(2) * surface.unit / rate for rate in (value, high, low))  # type: ignore[return-value]
 
 
-def floor(
+def at_centre(
     surface: Surface, bitrate: Float[np.ndarray, "point"], fitted: Float[np.ndarray, "fit param"]
 ) -> Float[np.ndarray, "fit point"]:
-    """E + d(R): what is left to any number of parameters and any amount of audio. fitted: the surface's, or draws."""
+    """Losses along the bit rate at the geometric means of N and D. fitted: the surface's parameters, or draws of them."""
     rate = np.log(bitrate) if surface.form == POWER else bitrate / surface.unit
-    z = (rate - surface.where.centre[2])[:, None]
-    return np.exp(laws.log_loss(fitted[:, [0, 5, 6]], z)[0])
+    z = np.zeros((len(rate), 3))
+    z[:, 2] = rate - surface.where.centre[2]
+    return np.exp(laws.log_loss(fitted, z)[0])

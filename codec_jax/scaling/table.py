@@ -17,7 +17,10 @@ _COLUMNS = ("params", "audio_seconds", "loss")
 _OPTIONAL = ("bitrate", "flops", "seed", "name")
 # A loss is positive and falls to its floor. What rises with quality is turned into what is missing.
 _TURNED: dict[str, tuple[Callable[[float], float], str]] = {
-    "valid/si_sdr": (lambda value: 10 ** (-value / 10), "10^(-SI-SDR / 10), the power of the distortion over the signal's"),
+    "valid/si_sdr": (
+        lambda value: 10 ** (-value / 10),
+        "10^(-SI-SDR / 10), the power of the distortion over the signal's",
+    ),
     "valid/stoi": (lambda value: 1.0 - value, "1 - STOI"),
     "valid/stoi_control": (lambda value: 1.0 - value, "1 - STOI"),
 }
@@ -126,9 +129,7 @@ def _number(given: Any) -> float | None:
         return None
 
 
-def _without_duplicates(
-    runs: Sequence[Run], excluded: Sequence[Excluded], loss: str, turned: str | None
-) -> Table:
+def _without_duplicates(runs: Sequence[Run], excluded: Sequence[Excluded], loss: str, turned: str | None) -> Table:
     """Seeds of one cell are runs of their own; the same seed again, or the very same numbers without one, are not."""
     first: dict[tuple, Run] = {}
     again = []
@@ -231,7 +232,9 @@ def _comparable(found: Sequence[tuple[str, dict[str, Any], dict[str, Any]]]) -> 
         signature = {field: _field(config, field) for field in _AGREE}
         signature["optim.ema_decay above 0"] = bool(_field(config, "optim.ema_decay"))
         signature["bottleneck"] = _field(config, "bottleneck")
-        signatures.append((entry.get("bitrate"), {key: json.dumps(of, sort_keys=True) for key, of in signature.items()}))
+        signatures.append(
+            (entry.get("bitrate"), {key: json.dumps(of, sort_keys=True) for key, of in signature.items()})
+        )
     kept, odd = [], []
     for run, (rate, signature) in zip(found, signatures):
         others = {key: Counter(of[key] for _, of in signatures) for key in signature}

@@ -1,6 +1,6 @@
 """When a law is not fitted, or not believed: each check answers with the reason, or with None."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ def least_runs(terms: int) -> int:
     return 1 + 2 * terms + LEAST_FREE
 
 
-def before(axes: Mapping[int, Axis], count: int) -> str | None:
+def before(axes: Sequence[Axis], count: int) -> str | None:
     """Whether these runs can hold a law at all."""
     least = least_runs(len(axes))
     if count < least:
@@ -39,15 +39,15 @@ def before(axes: Mapping[int, Axis], count: int) -> str | None:
             f"there are {count} runs, and {1 + 2 * len(axes)} parameters need at least {least}: {LEAST_FREE} more, to "
             "tell noise from law"
         )
-    for axis in axes.values():
+    for axis in axes:
         count_of = len(levels(np.exp(axis.logs)))
         if count_of < LEAST_LEVELS:
             return (
                 f"{axis.name} takes {count_of} value{'s' * (count_of > 1)}, and {axis.exponent} beside a floor needs at "
                 f"least {LEAST_LEVELS}"
             )
-    for key, axis in axes.items():
-        others = np.column_stack([np.ones(count), *(other.logs for at, other in axes.items() if at != key)])
+    for axis in axes:
+        others = np.column_stack([np.ones(count), *(other.logs for other in axes if other is not axis)])
         rest = axis.logs - others @ np.linalg.lstsq(others, axis.logs, rcond=None)[0]
         if 1 - rest.var() / axis.logs.var() > _MOST_SHARED:
             return f"{axis.name} rises and falls with the others: vary it on its own, or nobody can tell them apart"
@@ -60,17 +60,19 @@ def levels(values: Float[np.ndarray, "run"]) -> Float[np.ndarray, "level"]:
     return np.exp([part.mean() for part in np.split(logs, 1 + np.flatnonzero(np.diff(logs) > _SAME_LEVEL))])
 
 
-def after(where: Design, losses: Float[np.ndarray, "run"], found: Fits, axes: Mapping[int, Axis]) -> str | None:
+def after(where: Design, losses: Float[np.ndarray, "run"], found: Fits, axes: Sequence[Axis]) -> str | None:
     """Whether the law that was found says anything."""
     about = losses - np.median(losses)
     spread = descent.proposal_2(about[None], len(losses) - 1, np.asarray([about.std(ddof=1)]))[0]
     if found.noise[0] >= spread:
-        return f"the law leaves {_percent(found.noise[0])} unexplained, and a constant {_percent(spread)}: it fits nothing"
-    for index, axis in enumerate(axes.values()):
+        return (
+            f"the law leaves {_percent(found.noise[0])} unexplained, and a constant {_percent(spread)}: it fits nothing"
+        )
+    for index, axis in enumerate(axes):
         exponent = float(np.exp(found.params[0, 2 + 2 * index]))
         if exponent > 0.99 * laws.EXPONENTS[1] or exponent < 1.01 * laws.EXPONENTS[0]:
             return f"{axis.exponent} ran to {exponent:.3g}, the end of its range {laws.EXPONENTS[0]} to {laws.EXPONENTS[1]}"
-    for index, axis in enumerate(axes.values()):
+    for index, axis in enumerate(axes):
         if not _matters(where, losses, found, index):
             return f"the losses do not fall with {axis.name} beyond the noise of {_percent(found.noise[0])}"
     return None
