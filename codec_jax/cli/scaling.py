@@ -82,8 +82,8 @@ def _add_fit(of_scaling) -> None:
         nargs="+",
         default=[],
         metavar="C",
-        help="to predict the best run for, in the FLOPs that the runs state, else in parameters x seconds (default: the "
-        "largest run's, and ten times that)",
+        help="to predict the best run for, in the FLOPs that the runs state, else in parameters x seconds (default: "
+        "the largest run's, and ten times that)",
     )
     p.add_argument("--bitrate", type=float, metavar="R", help="of the runs to fit N and D to (default: that with most)")
     p.add_argument("--force", action="store_true", help="overwrite what an earlier fit wrote to DIR")

@@ -71,7 +71,7 @@ def fit(
     held: Held | None = None,
     tolerance: float = EXACT,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """params and objective that minimise the Huber sum of losses - model(params), for every row at once.
+    """The params and objective that minimise the Huber sum of losses - model(params), for every row at once.
 
     losses: logarithms. start: [fit, param]. delta: [fit]. held: keeps figures at values, by a penalty that leaves
     them within some 1e-5 of their standard errors. tolerance: a fit is done once a step gains no more than this share

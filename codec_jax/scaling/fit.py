@@ -26,7 +26,7 @@ _VERSION = 1
 
 
 class Columns(NamedTuple):
-    """The runs of the parametric law as float64 [run]. unit: of compute; factor: compute over N D, least, median, most."""
+    """The runs of the parametric law as float64 [run]. unit: of compute. factor: compute over N D, its least, median, most."""
 
     params: np.ndarray
     audio_seconds: np.ndarray
@@ -200,7 +200,7 @@ def _letters(ends: Ends) -> dict[str, Any]:
 
 
 def _optimum(law: Law, columns: Columns) -> dict[str, Any]:
-    """a and b of N* ~ C^a and D* ~ C^b, and the optimum of every compute."""
+    """The exponents of N* ~ C^a and D* ~ C^b, and the optimum of every compute."""
     value, low, high = (1 / (1 + math.exp(-part[5])) for part in law.ends[:3])
     at = []
     for i, compute in enumerate(law.computes):
@@ -291,7 +291,7 @@ def _exponential(value: float) -> float:
 
 
 def _plain(value: Any) -> Any:
-    """For JSON: no NaN, no infinity, and nine digits, so that the last bit of a sum on another machine changes nothing."""
+    """For JSON: no NaN, no infinity, and nine digits, so that a last bit on another machine changes nothing."""
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

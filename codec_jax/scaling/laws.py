@@ -47,8 +47,10 @@ def design(columns: Sequence[Float[np.ndarray, "run"]]) -> Design:
 def log_loss(
     params: Float[np.ndarray, "fit param"], z: Float[np.ndarray, "... run term"]
 ) -> tuple[Float[np.ndarray, "fit run"], Float[np.ndarray, "fit run param"]]:
-    """Predicted log-losses and their derivatives by every parameter. z: from the centre of the design, of all
-    fits or of each."""
+    """Predicted log-losses and their derivatives by every parameter.
+
+    z: from the centre of the design, the same for all fits or of each.
+    """
     exponents = np.exp(params[:, 2::2])
     runs, terms = z.shape[-2:]
     parts = np.empty((len(params), runs, 1 + terms))
@@ -111,14 +113,14 @@ def _starts(where: Design, losses: np.ndarray) -> np.ndarray:
 
 
 def coefficients(where: Design, params: Float[np.ndarray, "fit param"]) -> Float[np.ndarray, "fit term"]:
-    """log A, log B, ...: of the terms at N = 1, D = 1."""
+    """The logarithms of A, B, ...: of the terms at N = 1, D = 1."""
     return params[:, 1::2] + np.exp(params[:, 2::2]) * where.centre
 
 
 def log_optimum(
     where: Design, params: Float[np.ndarray, "fit param"], log_product: float
 ) -> tuple[Float[np.ndarray, "fit 3"], Float[np.ndarray, "fit 3 param"]]:
-    """log N*, log D*, log L* where N D is given, and their derivatives (Hoffmann et al., equation 4).
+    """The logarithms of N*, D*, L* where N D is given, and their derivatives (Hoffmann et al., equation 4).
 
     There alpha A N^-alpha = beta B D^-beta.
     """

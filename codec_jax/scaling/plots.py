@@ -1,4 +1,4 @@
-"""Pictures of a fit: the law, its frontier, residuals, isoFLOP profiles, and loss over bit rate. PNG and SVG, as bytes."""
+"""Pictures of a fit: the law, its frontier, residuals, isoFLOP profiles, loss over bit rate. PNG and SVG, as bytes."""
 
 import io
 from collections.abc import Callable, Sequence

@@ -101,7 +101,7 @@ def halving(surface: Surface) -> tuple[float, float, float]:
 def at_centre(
     surface: Surface, bitrate: Float[np.ndarray, "point"], fitted: Float[np.ndarray, "fit param"]
 ) -> Float[np.ndarray, "fit point"]:
-    """Losses along the bit rate at the geometric means of N and D. fitted: the surface's parameters, or draws of them."""
+    """Losses along the bit rate at the geometric means of N and D. fitted: the surface's parameters, or draws."""
     rate = np.log(bitrate) if surface.form == POWER else bitrate / surface.unit
     z = np.zeros((len(rate), 3))
     z[:, 2] = rate - surface.where.centre[2]

@@ -1,4 +1,4 @@
-"""The runs that a law is fitted to, from a table or a sweep directory, and those left out of it, each with its reason."""
+"""The runs that a law is fitted to, from a table or a sweep directory, and those left out, each with its reason."""
 
 import csv
 import json
@@ -60,7 +60,7 @@ class Excluded(NamedTuple):
 
 
 class Table(NamedTuple):
-    """runs: in an order that does not depend on the source's. loss: its name. turned: how, where it rose with quality."""
+    """runs: in an order that does not depend on the source's. loss: its name. turned: how, if it rose with quality."""
 
     runs: tuple[Run, ...]
     excluded: tuple[Excluded, ...]
@@ -72,9 +72,9 @@ class Table(NamedTuple):
 
 
 def read_table(path: epath.PathLike) -> Table:
-    """A CSV file with columns params, audio_seconds, loss and, optional, bitrate, flops, seed, name; others are ignored.
+    """A CSV file with columns params, audio_seconds, loss and, optional, bitrate, flops, seed, name.
 
-    Raises UserError for a file that is no such table; rows with unusable numbers are left out.
+    Raises UserError for a file that is no such table; rows with unusable numbers are left out, other columns ignored.
     """
     path = epath.Path(path)
     require(path.exists() and not path.is_dir(), f"there is no file {path}.")

@@ -11,7 +11,7 @@ from codec_jax.scaling import descent, intervals, laws
 from codec_jax.scaling.descent import Fits
 from codec_jax.scaling.laws import Design
 
-# Degrees of freedom that noise is told from law by: with two, an interval of 95 % is 4.3 standard errors, with three 3.2.
+# Degrees of freedom that noise is told from law by: with two, an interval is 4.3 standard errors wide, with three 3.2.
 LEAST_FREE = 3
 LEAST_LEVELS = 3  # of a power of N beside a floor: two numbers of its own, and the floor
 _SAME_LEVEL = 0.05
@@ -43,8 +43,8 @@ def before(axes: Sequence[Axis], count: int) -> str | None:
         count_of = len(levels(np.exp(axis.logs)))
         if count_of < LEAST_LEVELS:
             return (
-                f"{axis.name} takes {count_of} value{'s' * (count_of > 1)}, and {axis.exponent} beside a floor needs at "
-                f"least {LEAST_LEVELS}"
+                f"{axis.name} takes {count_of} value{'s' * (count_of > 1)}, and {axis.exponent} beside a floor needs "
+                f"at least {LEAST_LEVELS}"
             )
     for axis in axes:
         others = np.column_stack([np.ones(count), *(other.logs for other in axes if other is not axis)])
@@ -71,7 +71,8 @@ def after(where: Design, losses: Float[np.ndarray, "run"], found: Fits, axes: Se
     for index, axis in enumerate(axes):
         exponent = float(np.exp(found.params[0, 2 + 2 * index]))
         if exponent > 0.99 * laws.EXPONENTS[1] or exponent < 1.01 * laws.EXPONENTS[0]:
-            return f"{axis.exponent} ran to {exponent:.3g}, the end of its range {laws.EXPONENTS[0]} to {laws.EXPONENTS[1]}"
+            low, high = laws.EXPONENTS
+            return f"{axis.exponent} ran to {exponent:.3g}, the end of its range {low} to {high}"
     for index, axis in enumerate(axes):
         if not _matters(where, losses, found, index):
             return f"the losses do not fall with {axis.name} beyond the noise of {_percent(found.noise[0])}"
