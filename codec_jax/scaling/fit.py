@@ -26,7 +26,7 @@ _VERSION = 1
 
 
 class Columns(NamedTuple):
-    """The runs of the parametric law as float64 [run]. unit: of compute. factor: compute over N D, its least, median, most."""
+    """The runs of the parametric law, float64 [run]. unit: of compute. factor: C / N D: least, median, most."""
 
     params: np.ndarray
     audio_seconds: np.ndarray

@@ -12,7 +12,7 @@ _SHARE = 0.2
 
 
 class Holdout(NamedTuple):
-    """runs: indices held out. predicted [run]. errors [run, 3]: predicted / measured - 1, low, high. mean_error: of all.
+    """runs: indices held out. predicted [run]. errors [run, 3]: predicted / measured - 1, low, high. mean_error: [3].
 
     An interval is the law's alone; noise, of a single run about the law, stands beside it. beyond: the largest compute
     held out over the largest fitted. within: how many runs lie as near as law and noise together allow.

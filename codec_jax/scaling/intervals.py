@@ -42,8 +42,9 @@ class Resamples(NamedTuple):
     fits: Fits
 
 
-def resample(where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws: int = DRAWS) -> Resamples:
-    """Seeded: the same data give the same draws."""
+def resample(where: Design, found: Fits, losses: Float[np.ndarray, "run"], draws: int | None = None) -> Resamples:
+    """Seeded: the same data give the same draws. draws: how many (None: DRAWS)."""
+    draws = draws or DRAWS
     model = laws.model(where)
     noise = np.random.default_rng(0).standard_normal((draws, len(losses)))
     drawn = model(found.params)[0] + found.noise * noise

@@ -48,7 +48,7 @@ def _runs(of: Mapping[str, Any], result: Result) -> str:
     if of["n"]:
         lines.append(
             f"{of['n']} runs of {_number(columns.params.min())} to {_number(columns.params.max())} parameters, "
-            f"trained on {_number(columns.audio_seconds.min())} to {_number(columns.audio_seconds.max())} seconds of audio"
+            f"trained on {_number(columns.audio_seconds.min())} to {_number(columns.audio_seconds.max())} s of audio"
             + (f", at {_number(of['bitrate'])} bit/s." if of["bitrate"] else ".")
         )
     lines.append(f"{len(of['excluded'])} left out." if of["excluded"] else "None was left out.")
@@ -128,11 +128,12 @@ def _trust(of: Mapping[str, Any], pictures: Sequence[str]) -> str:
     found = of[HOLDOUT]
     lines = ["## How far to trust it\n"]
     if found is not None:
+        count, beyond = len(found["runs"]), found["times_largest_fitted"]
         lines.append(
-            f"Fitted to the {found['fitted']} cheaper runs, the law predicts the {len(found['runs'])} costliest, of "
-            f"up to {found['times_largest_fitted']:.3g} times the compute, with errors of {_error(found['mean_error'])} on "
-            f"average and {_error(found['worst_error'])} at worst; single runs scatter by "
-            f"{_percent(found['noise'])}, and {found['within_interval']} of {len(found['runs'])} lie where law and scatter allow.\n"
+            f"Fitted to the {found['fitted']} cheaper runs, the law predicts the {count} costliest, of up to "
+            f"{beyond:.3g} times the compute, with errors of {_error(found['mean_error'])} on average and "
+            f"{_error(found['worst_error'])} at worst. Single runs scatter by {_percent(found['noise'])}, and "
+            f"{found['within_interval']} of {count} lie where law and scatter allow.\n"
         )
         head = ["run", "predicted", "measured", "error, and the law's own interval"]
         rows = [

@@ -76,7 +76,7 @@ def test_a_table_to_files(runs, tmp_path, capsys):
 def test_a_law_refused_still_leaves_its_reasons(runs, tmp_path, capsys):
     out = tmp_path / "out"
     assert fit("--table", runs, "-o", out) == 0
-    runs.write_text("\n".join(runs.read_text().splitlines()[:6] + ["1e6,5,nan"]))
+    runs.write_text("\n".join([*runs.read_text().splitlines()[:6], "1e6,5,nan"]))
     capsys.readouterr()
     assert fit("--table", runs, "-o", out, "--force") == 1
     said = capsys.readouterr().err

@@ -1,5 +1,7 @@
 """All analyses of a table: what they find in sweeps from known laws, and what each refuses."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -104,9 +106,8 @@ def test_losses_that_only_fall_with_audio():
 def test_losses_that_rise_with_size():
     of = SWEEPS["5 x 4"]
     loss = noisy(of) * (of.params / 1e7) ** 0.3
-    assert "params" in refusal(table(of.params, of.audio_seconds, loss)) or "alpha" in refusal(
-        table(of.params, of.audio_seconds, loss)
-    )
+    found = refusal(table(of.params, of.audio_seconds, loss))
+    assert any(part in found for part in ("fits nothing", "do not fall with params", "alpha ran to"))
 
 
 def test_an_exponent_at_its_bound():
@@ -117,7 +118,7 @@ def test_an_exponent_at_its_bound():
 
 
 def test_a_floor_that_is_not_seen():
-    of = sweep((1e5, 5e6, 4), (1e3, 3e4, 3), floor=0.02)
+    of = sweep((1e5, 5e6, 4), (1e3, 3e4, 3), floor=0.05)
     result = fit.analyse(table(of.params, of.audio_seconds, noisy(of, 0.01)))
     assert "E is not told from zero" in result.summary["refused"]["irreducible_loss"]
     assert result.law is not None
@@ -127,7 +128,8 @@ def test_a_floor_that_is_not_seen():
 
 def test_a_holdout_that_leaves_too_few():
     of = sweep((1e5, 5e6, 3), (1e3, 3e4, 3))
-    assert "without the costliest runs, there are" in refusal(table(of.params, of.audio_seconds, of.loss), "holdout")
+    runs = table(of.params[:8], of.audio_seconds[:8], of.loss[:8])
+    assert "without the costliest runs, there are 7 runs" in fit.analyse(runs).summary["refused"]["holdout"]
 
 
 # ---- isoFLOP -----------------------------------------------------------------------------------
@@ -181,8 +183,6 @@ def test_profiles_hold_their_exponent():
     ],
 )
 def test_profiles_refused(changes, reason):
-    import re
-
     found = isoflop.fit(*profiles(**changes))
     assert found.a is None
     assert re.search(reason, found.reason)
@@ -197,7 +197,7 @@ def test_one_bad_profile_does_not_spoil_the_others():
 
 
 def test_nearly_the_same_compute_is_one_profile():
-    N, D, C, L = profiles()
+    C = profiles()[2]
     spread = C * np.random.default_rng(0).uniform(0.96, 1.05, len(C))
     assert [len(group) for group in isoflop.groups(spread)] == [6, 6, 6, 6]
 
@@ -210,7 +210,7 @@ def with_rates(distortion, bitrates=(700.0, 1400.0, 2800.0, 5600.0), noise=0.002
     N, D = np.tile(of.params, len(bitrates)), np.tile(of.audio_seconds, len(bitrates))
     R = np.repeat(bitrates, len(of.params))
     loss = np.tile(of.loss, len(bitrates)) + distortion(R)
-    return N, D, R, loss * np.exp(noise * np.random.default_rng(0).standard_normal(len(loss)))
+    return N, D, R, loss * np.exp(noise * np.random.default_rng(1).standard_normal(len(loss)))
 
 
 def test_a_rate_that_halves_the_distortion():
@@ -237,8 +237,6 @@ def test_a_rate_that_is_a_power():
     ],
 )
 def test_rates_refused(bitrates, distortion, reason):
-    import re
-
     found = rates.fit(*with_rates(distortion, bitrates))
     assert isinstance(found, str)
     assert re.search(reason, found)

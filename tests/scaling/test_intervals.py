@@ -9,10 +9,10 @@ from tests.scaling.coverage import FIGURES, SWEEPS
 
 
 def test_most_of_a_few_sweeps():
-    """Of 12 at a coverage of 0.95, fewer than 9 happen once in 5,000 times; per figure."""
-    held, widths, _ = coverage.covered(SWEEPS["4 x 3"], 0.005, "normal", 12, resamples=60)
+    """Of 8 at a coverage of 0.95, fewer than 6 happen once in 170 times; the draws are seeded."""
+    held, widths, _ = coverage.covered(SWEEPS["4 x 3"], 0.005, "normal", 8, resamples=40)
     exponents = held[:, [FIGURES.index("alpha"), FIGURES.index("beta")]]
-    assert exponents.sum(0).min() >= 9
+    assert exponents.sum(0).min() >= 6
     # Neither so wide that they could not miss: within a factor of three of an exponent, on average.
     assert np.median(widths[:, [2, 4]]) < np.log(3)
 
@@ -71,7 +71,7 @@ def test_at_an_end_the_objective_has_risen_to_the_critical_value():
 
 
 def test_an_end_that_the_data_do_not_bound_is_open():
-    of = coverage.sweep((1e5, 5e6, 4), (1e3, 3e4, 3), floor=1e-3)
+    of = coverage.sweep((1e5, 5e6, 4), (1e3, 3e4, 3), floor=0.05)
     where = laws.design([np.log(of.params), np.log(of.audio_seconds)])
     losses = np.log(of.loss) + 0.01 * np.random.default_rng(0).standard_normal(len(of.loss))
     found = laws.fit(where, losses)
