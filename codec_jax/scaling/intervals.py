@@ -3,7 +3,7 @@
 A figure's interval holds the values that the data do not speak against: with the figure kept at such a value and all
 else fitted anew, the objective rises by no more than it does in 95 of 100 resampled data sets, each kept at the value
 that was true for it. Resamples are the fitted law plus normal noise of the estimated size. Percentiles of the resampled
-parameters themselves, which are what is usually given, cover the truth in 85 to 93 of 100 sweeps of a dozen runs
+parameters themselves, which are what is usually given, cover the truth in 91 to 94 of 100 sweeps of a dozen runs
 (docs/scaling.md has the measurement); profiles cover it in 95 to 99, and follow the bends of the law.
 """
 

@@ -132,19 +132,19 @@ def _at(parabola: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 
 def _profile(group: np.ndarray, parabola: np.ndarray, size: np.ndarray, compute: float) -> Profile:
+    """Its bottom, or why it has none."""
     curvature, slope, level, centre = (float(part) for part in parabola)
+    runs = tuple(group.tolist())
     if curvature <= 0:
         reason = f"at {compute:.3g} the parabola opens downwards: no size is best"
-        return Profile(compute, tuple(group.tolist()), curvature, np.nan, np.nan, reason)
+        return Profile(compute, runs, curvature, np.nan, np.nan, reason)
     best = centre - slope / (2 * curvature)
     bottom = level - slope**2 / (4 * curvature)
-    inside = size.min() < best < size.max()
-    reason = None
-    if not inside:
-        side = "largest" if best >= size.max() else "smallest"
-        reason = f"at {compute:.3g} the bottom lies beyond the {side} size that was run"
-    with np.errstate(over="ignore"):
-        return Profile(compute, tuple(group.tolist()), curvature, float(np.exp(best)), bottom, reason)
+    if size.min() < best < size.max():
+        return Profile(compute, runs, curvature, float(np.exp(best)), bottom, None)
+    side = "largest" if best >= size.max() else "smallest"
+    reason = f"at {compute:.3g} the bottom lies beyond the {side} size that was run"
+    return Profile(compute, runs, curvature, np.nan, bottom, reason)
 
 
 def _resampled(sizes: Sequence[np.ndarray], fits: Sequence[np.ndarray], noise: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -20,7 +21,7 @@ NAMES = ("law", "frontier", "residuals", "isoflop", "rate")
 SUFFIXES = (".png", ".svg")
 _INK, _PALE = "#222222", "#8a8a8a"
 _MOST_LINES = 7
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,

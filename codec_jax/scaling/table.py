@@ -88,7 +88,8 @@ def read_table(path: epath.PathLike) -> Table:
     require(not missing, f"{path} has no column {' or '.join(missing)}: its first line names {', '.join(_COLUMNS)}.")
     twice = [name for name in (*_COLUMNS, *_OPTIONAL) if header.count(name) > 1]
     require(not twice, f"{path} has two columns {' and '.join(twice)}: keep one of each.")
-    runs, excluded = [], []
+    runs: list[Run] = []
+    excluded: list[Excluded] = []
     for number, row in enumerate(rows[1:], start=2):
         if not any(cell.strip() for cell in row):
             continue
@@ -156,7 +157,7 @@ def read_sweep(directory: epath.PathLike, loss: str) -> Table:
     directory = epath.Path(directory)
     path = directory / SWEEP
     require(path.exists(), f"{directory} is no sweep: there is no {SWEEP} in it; give a table as --table FILE.csv.")
-    listed = read_json(path).get("runs")
+    listed: Any = read_json(path).get("runs")
     require(isinstance(listed, list) and listed, f"{path} lists no runs.")
     loss = loss if "/" in loss else f"valid/{loss}"
     turn, turned = _TURNED.get(loss, (float, None))
