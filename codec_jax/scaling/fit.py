@@ -77,7 +77,11 @@ def analyse(table: Table, computes: Sequence[float] = (), bitrate: float | None 
         refused[HOLDOUT] = held
     summary = {
         "version": _VERSION,
-        **(_letters(law.ends) if law else {name: _interval(None, None, None) for name in LETTERS}),
+        **(
+            _letters(law.ends, float(columns.loss.min()))
+            if law
+            else {name: _interval(None, None, None) for name in LETTERS}
+        ),
         "refused": refused,
         "level": intervals.LEVEL,
         "loss": table.loss,
@@ -190,12 +194,14 @@ def _law(columns: Columns, computes: Sequence[float], refused: dict[str, str], n
     return Law(where, found, draws, ends, asked)
 
 
-def _letters(ends: Ends) -> dict[str, Any]:
-    """E, A, alpha, B, beta in their own units."""
+def _letters(ends: Ends, least_loss: float) -> dict[str, Any]:
+    """E, A, alpha, B, beta in their own units; an E that ran away is 0."""
     found = {}
     for i, name in enumerate(LETTERS):
         low = 0.0 if name == "E" and ends.open_low[i] else math.exp(ends.low[i])
         found[name] = _interval(math.exp(ends.value[i]), low, math.exp(ends.high[i]))
+    if found["E"]["value"] < 1e-4 * least_loss:
+        found["E"]["value"] = 0.0
     return found
 
 

@@ -102,11 +102,13 @@ def _frontier(result: Result, law: Law) -> Figure:
     columns = result.columns
     size, nearest = _representatives(columns.params)
     colours = _colours(len(size))
+    own = len(size) == len(levels(columns.params))  # else the sizes of a colour differ, and a line would link them
     for i, label in enumerate(size):
         mine = np.flatnonzero(nearest == i)
         mine = mine[np.argsort(columns.compute[mine], kind="stable")]
-        axes.plot(columns.compute[mine], columns.loss[mine], "o-", color=colours[i], ms=5, lw=0.8, mec="white", mew=0.6)
-        axes.plot([], [], "o", color=colours[i], label=_count(label))
+        line = "o-" if own else "o"
+        axes.plot(columns.compute[mine], columns.loss[mine], line, color=colours[i], ms=5, lw=0.8, mec="white", mew=0.6)
+        axes.plot([], [], "o", color=colours[i], label=_count(label) if own else f"near {_count(label)}")
     costs = _logspace(np.append(columns.compute, law.computes), 0.05)
     logs = np.log(costs / columns.factor[1])
     best = np.exp([laws.log_optimum(law.where, law.fit.params, x)[0][0, 2] for x in logs])
