@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from codec_jax import accelerators
-from codec_jax.cli import bench, coding, convert, data, listen, plan
+from codec_jax.cli import bench, coding, convert, data, listen, plan, scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,4 +56,5 @@ def parser() -> argparse.ArgumentParser:
     plan.add_verbs(verbs)
     bench.add_verbs(verbs)
     listen.add_verbs(verbs)
+    scaling.add_verbs(verbs)
     return top
