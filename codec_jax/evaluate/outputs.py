@@ -151,7 +151,7 @@ def _shown(interval: Interval) -> str:
 
 
 def plain(value: Any) -> Any:
-    """For JSON, which knows no NaN."""
+    """For JSON, which knows no NaN and no infinity."""
     if isinstance(value, Interval):
         return plain(value._asdict())
     if isinstance(value, Mapping):
