@@ -133,18 +133,19 @@ def _coded(evaluation: Evaluation, table: Sequence[Row], watch: Watch, idle: Cal
 def _through(
     system: System, utterance: Utterance, audio: np.ndarray, sample_rate: int, compiled: set, timed: bool
 ) -> _Heard:
-    """One utterance through one system; twice where it is timed and the first call compiles."""
+    """One utterance through one system; twice where it is timed and nothing of its shape went before."""
     seconds = len(audio) / sample_rate
     names = (system.name, str(utterance.condition), utterance.name, utterance.language)
     row = Row(*names, seconds, math.nan, math.nan, math.nan, math.nan, "", {})
     try:
         shape = system.shape(len(audio), sample_rate)
-        fresh = shape is not None and shape not in compiled
+        fresh = shape not in compiled
         call = _called(system, audio, sample_rate, utterance.name)
-        if fresh:
+        if fresh and shape is not None:
             row = row._replace(first_call_seconds=call.seconds)
-            call = _called(system, audio, sample_rate, utterance.name) if timed else call
-            compiled.add(shape)
+        if fresh and timed:  # what compiles or is loaded only once is told apart
+            call = _called(system, audio, sample_rate, utterance.name)
+        compiled.add(shape)
     except Exception as error:  # what one codec makes of one utterance is no end of a run
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return _Heard(row._replace(note=" ".join(reason.split())), utterance, audio, sample_rate, None)

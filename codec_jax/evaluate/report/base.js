@@ -43,6 +43,11 @@ function digitsFor(values) {
   return 3;
 }
 
+/* Of systems: the original apart, whose figures are beyond all others. */
+function digitsOf(systems, value) {
+  return digitsFor(systems.filter((system) => system !== REFERENCE).map(value));
+}
+
 function number(value, digits = 3) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const text = value.toFixed(digits);

@@ -159,7 +159,7 @@ function drawExample() {
     (one) => one.name === example.utterance && one.condition === DATA.condition);
   const metric = METRIC[DATA.audio.metric];
   const figure = (system) => (metric && place >= 0 ? DATA.rows.values[system]?.[metric.name]?.[place] : null);
-  const digits = digitsFor(player.systems.filter((system) => system !== REFERENCE).map(figure));
+  const digits = digitsOf(player.systems, figure);
   document.getElementById("choices").replaceChildren(...player.systems.map((system, i) => el("button",
     { type: "button", "data-system": system, "aria-pressed": false, onclick: () => hear(system), title: SYSTEM[system].label },
     el("kbd", {}, i < 9 ? `${i + 1}` : ""), el("span", { class: "who" }, system),
@@ -213,6 +213,7 @@ function listenSection() {
   document.addEventListener("keydown", pressed);
   document.addEventListener("keyup", (event) => { if (event.key === " " && inPlayer(event.target)) event.preventDefault(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawChoice);
+  player.chosen = Object.values(DATA.audio.looked_at).at(-1) ?? REFERENCE;
   load(0);
 }
 

@@ -1,8 +1,9 @@
 /* Plots, drawn as SVG: quality over rate, over seconds, and by group, with intervals as bars. */
 
-const WIDTH = 360;
-const HEIGHT = 270;
+const WIDTH = 400;
+const HEIGHT = 280;
 const EDGE = { left: 46, right: 14, top: 14, bottom: 40 };
+const NAMED = 84; // pixels for the names of anchors, right of the plot
 
 function niceTicks(low, high, wanted = 5) {
   const rough = (high - low) / wanted;
@@ -48,18 +49,19 @@ function curves(metric, series, levels, label, text) {
   const [low, high] = limits([...ys, ...near.map((l) => l.value)]);
   const xs = points.map((p) => p.x);
   const [left, right] = [Math.min(...xs) / 1.25, Math.max(...xs) * 1.25];
-  const x = scale(left, right, EDGE.left, WIDTH - EDGE.right, true);
+  const end = WIDTH - (near.length ? NAMED : EDGE.right);
+  const x = scale(left, right, EDGE.left, end, true);
   const y = scale(low, high, HEIGHT - EDGE.bottom, EDGE.top);
   const { ticks, digits } = niceTicks(low, high);
   const parts = [
-    ticks.map((tick) => [svg("line", { x1: EDGE.left, x2: WIDTH - EDGE.right, y1: y(tick), y2: y(tick), class: "grid" }),
+    ticks.map((tick) => [svg("line", { x1: EDGE.left, x2: end, y1: y(tick), y2: y(tick), class: "grid" }),
       svg("text", { x: EDGE.left - 7, y: y(tick) + 4, class: "tick end" }, number(tick, digits))]),
     logTicks(left, right).map((tick) => [
       svg("line", { x1: x(tick), x2: x(tick), y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom + 4, class: "axis" }),
       svg("text", { x: x(tick), y: HEIGHT - EDGE.bottom + 17, class: "tick middle" }, text(tick))]),
-    svg("line", { x1: EDGE.left, x2: WIDTH - EDGE.right, y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom, class: "axis" }),
-    svg("text", { x: (EDGE.left + WIDTH - EDGE.right) / 2, y: HEIGHT - 6, class: "label middle" }, label),
-    levelLines(near, y), series.map((one) => curve(one, x, y, metric)),
+    svg("line", { x1: EDGE.left, x2: end, y1: HEIGHT - EDGE.bottom, y2: HEIGHT - EDGE.bottom, class: "axis" }),
+    svg("text", { x: (EDGE.left + end) / 2, y: HEIGHT - 6, class: "label middle" }, label),
+    levelLines(near, y, end), series.map((one) => curve(one, x, y, metric)),
   ];
   const said = series.map((one) => one.points.map((p) => `${p.name} ${number(p.interval[0])}`).join(", ")).join("; ");
   return el("figure", { class: "plot" },
@@ -79,15 +81,20 @@ function curve(one, x, y, metric) {
       marker(one.family, x(p.x), y(p.interval[0])))));
 }
 
-/* Lines across for anchors, their names kept apart. */
-function levelLines(levels, y) {
+/* Lines across for anchors, up to `end`, and their names right of it, kept apart. */
+function levelLines(levels, y, end) {
   const sorted = [...levels].sort((a, b) => y(a.value) - y(b.value));
-  let last = -Infinity;
-  return sorted.map((level) => {
+  const places = sorted.map((level) => y(level.value));
+  for (let i = 1; i < places.length; i += 1) places[i] = Math.max(places[i], places[i - 1] + 13);
+  for (let i = places.length - 1, most = HEIGHT - EDGE.bottom; i >= 0; i -= 1, most -= 13) {
+    places[i] = Math.min(places[i], most);
+  }
+  return sorted.map((level, i) => {
     const at = y(level.value);
-    last = Math.max(at - 3, last + 12);
-    return [svg("line", { x1: EDGE.left, x2: WIDTH - EDGE.right, y1: at, y2: at, class: "level" }),
-      svg("text", { x: WIDTH - EDGE.right, y: last < EDGE.top ? at + 11 : last, class: "tick end anchor" }, level.name)];
+    return svg("g", {}, svg("title", {}, `${level.name}: ${number(level.value, digitsFor([level.value]))}`),
+      svg("line", { x1: EDGE.left, x2: end, y1: at, y2: at, class: "level" }),
+      svg("path", { d: `M${end} ${at}L${end + 8} ${places[i]}`, class: "leader" }),
+      svg("text", { x: end + 11, y: places[i] + 4, class: "tick anchor" }, level.name));
   });
 }
 
@@ -136,7 +143,7 @@ function dots(name, groups) {
   const [low, high] = limits(all);
   const edge = { left: Math.min(190, 14 + 6.6 * Math.max(...compared.map((s) => s.length))), right: 16 };
   const height = 22 * compared.length + 44;
-  const x = scale(low, high, edge.left, WIDTH + 40 - edge.right);
+  const x = scale(low, high, edge.left, WIDTH - edge.right);
   const { ticks, digits } = niceTicks(low, high, 4);
   return Object.entries(groups).map(([group, there]) => {
     const rows = compared.map((system, place) => {
@@ -144,7 +151,7 @@ function dots(name, groups) {
       const found = there[system]?.[name];
       const family = SYSTEM[system].family;
       return [svg("text", { x: 0, y: at + 4, class: "tick row" }, system),
-        svg("line", { x1: edge.left, x2: WIDTH + 40 - edge.right, y1: at, y2: at, class: "grid" }),
+        svg("line", { x1: edge.left, x2: WIDTH - edge.right, y1: at, y2: at, class: "grid" }),
         !found || found[0] === null ? svg("text", { x: edge.left, y: at + 4, class: "tick" }, "–") : svg("g", {},
           svg("title", {}, `${system}: ${withUnit(metric, number(found[0]))} (${range(found, 3)}), n = ${found[3]}`),
           found[1] === null ? null : svg("path", { d: `M${x(found[1])} ${at}H${x(found[2])}M${x(found[1])} ${at - 3}v6M${x(found[2])} ${at - 3}v6`, class: "whisker", style: `stroke:${colour(family)}` }),
@@ -153,7 +160,7 @@ function dots(name, groups) {
     const foot = ticks.map((tick) => svg("text", { x: x(tick), y: height - 8, class: "tick middle" }, number(tick, digits)));
     const many = Math.max(...NAMES.map((system) => there[system]?.[name]?.[3] ?? 0));
     return el("figure", { class: "plot" }, el("figcaption", {}, group, el("span", { class: "unit" }, ` ${count(many, "utterance")}`)),
-      svg("svg", { viewBox: `0 0 ${WIDTH + 40} ${height}`, role: "img", "aria-label": `${name} for ${group}` }, rows, foot));
+      svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": `${name} for ${group}` }, rows, foot));
   });
 }
 
@@ -161,7 +168,7 @@ function groupsTable(name, groups, kind) {
   const metric = METRIC[name];
   const titles = Object.keys(groups);
   const rows = NAMES.filter((system) => titles.some((title) => groups[title][system]));
-  const digits = digitsFor(titles.flatMap((title) => rows.map((s) => groups[title][s]?.[name]?.[0])));
+  const digits = Math.min(...titles.map((title) => digitsOf(rows, (system) => groups[title][system]?.[name]?.[0])));
   const columns = titles.map((title) => ({
     title, unit: metric.unit, hint: `${name} of ${title}`, better: metric.better,
     value: (system) => groups[title][system]?.[name]?.[0] ?? null,

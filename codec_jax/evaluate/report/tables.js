@@ -7,10 +7,11 @@ function sortable(caption, columns, rows, shown = 200) {
   const body = el("tbody");
   const heads = columns.map((column, place) => {
     const button = el("button", { type: "button", onclick: () => sort(place), title: column.hint },
+      column.text ? null : el("span", { class: "order", "aria-hidden": "true" }),
       el("span", { class: column.text ? "" : "name" }, column.title),
       column.arrow ? el("span", { class: "arrow", "aria-hidden": "true" }, column.arrow) : null,
-      el("span", { class: "order", "aria-hidden": "true" }),
-      column.unit ? el("span", { class: "unit" }, column.unit) : null);
+      column.text ? el("span", { class: "order", "aria-hidden": "true" }) : null,
+      el("span", { class: "unit" }, column.unit || "\u00a0"));
     return el("th", { scope: "col", class: column.text ? "text" : "number", "aria-sort": "none" }, button);
   });
   const more = el("button", { type: "button", class: "more", onclick: () => { state.all = true; draw(); } });
@@ -102,7 +103,7 @@ function meansTable(condition) {
     .filter((name) => rows.some((system) => means[system][name]?.[0] != null));
   const columns = names.map((name) => {
     const values = (system) => means[system][name];
-    const digits = digitsFor(rows.map((system) => values(system)?.[0]));
+    const digits = digitsOf(rows, (system) => values(system)?.[0]);
     const mark = (system) => (best[name]?.best === system ? "best" : best[name]?.tied.includes(system) ? "tied" : "");
     return metricColumn(name, values, (system) => interval(values(system), digits, mark(system)));
   });
@@ -131,7 +132,7 @@ function differencesTable(chosen) {
     (name) => METRIC[name] && others.some((other) => DATA.differences[other][chosen][name]?.[0] != null));
   const columns = names.map((name) => {
     const values = (system) => DATA.differences[system][chosen][name];
-    const digits = digitsFor(others.map((system) => values(system)?.[0]));
+    const digits = digitsOf(others, (system) => values(system)?.[0]);
     const verdict = (found) => {
       if (!found || found[1] === null || METRIC[name].better === "") return "";
       const sign = METRIC[name].better === "higher" ? 1 : -1;
