@@ -30,6 +30,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     evaluation = found.evaluation
     outputs.begin(evaluation, found.settings, arguments.force)
     table, told = _run(evaluation, arguments.workers, run)
+    require(bool(table), f"{arguments.audio}: none of the files could be read, so there is nothing to report.")
     results = outputs.write(evaluation, table)
     path = report.write(evaluation, table, results, report.Context(found.settings, [*found.remarks, *told]))
     print(outputs.table(table, evaluation.metrics))

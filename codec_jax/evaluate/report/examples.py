@@ -3,7 +3,7 @@
 import base64
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,17 +49,18 @@ class Packed(NamedTuple):
     clips: list[list[str]]
 
 
-def choose(evaluation: Evaluation, table: Sequence[Row], results: Results) -> Chosen:
-    """Worst, median and best of each model's highest rate, else of each peer's, as far as their figures are defined."""
+def choose(evaluation: Evaluation, table: Sequence[Row], results: Results, models: Collection[str]) -> Chosen:
+    """Worst, median and best of each model's highest rate, else of each peer's, as far as their figures are defined.
+
+    models: families.
+    """
     metric = next((name for name in (*_BY, *evaluation.metrics) if name in evaluation.metrics), "")
+    wanted = MODEL if models else PEER
     looked_at = {
         system.family: system.name
-        for wanted in (PEER, MODEL)
         for system in sorted(evaluation.systems, key=lambda one: _rate(results, one.name))
-        if kind(system) == wanted
+        if kind(system, models) == wanted
     }
-    models = {system.family for system in evaluation.systems if kind(system) == MODEL}
-    looked_at = {family: name for family, name in looked_at.items() if family in models or not models}
     roles: dict[str, list[tuple[str, str, float]]] = {}
     ranked = {family: _ranked(table, results.condition, name, metric) for family, name in looked_at.items()}
     for place, which in enumerate(_WHICH):

@@ -42,7 +42,7 @@ def figures(evaluation: Evaluation, table: Sequence[Row], results: Results, cont
         "seconds": sum(row.seconds for row in first),
         "languages": sorted({row.language for row in first} - {""}),
         "systems": [
-            {"name": s.name, "family": s.family, "label": s.label, "kind": kind(s), "nominal_bps": s.nominal_bps,
+            {"name": s.name, "family": s.family, "label": s.label, "kind": kind(s, context.settings["models"]), "nominal_bps": s.nominal_bps,
              "sample_rate": s.sample_rate}
             for s in evaluation.systems
         ],
@@ -126,7 +126,7 @@ def _short(summary: Summary) -> dict[str, Any]:
     return {name: {metric: _interval(one) for metric, one in means.items()} for name, means in summary.items()}
 
 
-def _interval(interval: Interval) -> list[float | None]:
+def _interval(interval: Interval) -> list[float | int | None]:
     return [*map(_rounded, interval[:3]), interval.n]
 
 

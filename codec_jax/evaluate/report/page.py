@@ -26,7 +26,7 @@ def write(evaluation: Evaluation, table: Sequence[Row], results: Results, contex
     single utterances, and says so where there was more.
     """
     machines = read_json(evaluation.directory / outputs.MACHINES)["machines"]
-    chosen = examples.choose(evaluation, table, results)
+    chosen = examples.choose(evaluation, table, results, context.settings["models"])
     packed = examples.pack(evaluation, table, chosen)
     figures = gather.figures(evaluation, table, results, context)
     path = evaluation.directory / outputs.REPORT

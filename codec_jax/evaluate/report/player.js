@@ -106,10 +106,10 @@ async function load(example) {
   drawChoice();
 }
 
-function listenTo(example, system) {
+async function listenTo(example, system) {
   if (system) player.chosen = system;
-  load(example);
   document.getElementById("listen").scrollIntoView();
+  await load(example);
   document.getElementById("play").focus({ preventScroll: true });
 }
 
