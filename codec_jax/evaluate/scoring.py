@@ -7,6 +7,8 @@ the others go on.
 import collections
 import math
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -77,7 +79,8 @@ class Scorers:
         return answer
 
     def _started(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._workers, multiprocessing.get_context("spawn"))  # not forked: JAX has threads
+        spawned = multiprocessing.get_context("spawn")  # not forked: JAX has threads
+        return ProcessPoolExecutor(self._workers, spawned, _end_with_parent)
 
     def _sent(self, task: Task) -> Future:
         try:
@@ -86,6 +89,18 @@ class Scorers:
             future: Future = Future()
             future.set_exception(error)
             return future
+
+
+def _end_with_parent() -> None:
+    """In a worker: where its parent is killed, it goes too. The pool alone would leave it waiting for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _score(task: Task, metrics: Sequence[str]) -> tuple[dict[str, float], str]:

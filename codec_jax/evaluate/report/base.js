@@ -125,10 +125,16 @@ function swatch(family) {
     marker(family, 0, 0));
 }
 
+/* A name that breaks before its rate, where it has to. */
+function breaking(name) {
+  const [family, ...rate] = name.split(/(?=@|_(?=\d))/);
+  return [family, ...rate.flatMap((part) => [el("wbr"), part])];
+}
+
 function systemName(name) {
   const system = SYSTEM[name];
   return el("span", { class: `system ${system.kind}`, title: system.label },
-    isAnchor(name) ? "" : swatch(system.family), name);
+    isAnchor(name) ? "" : swatch(system.family), el("span", {}, breaking(name)));
 }
 
 /* ---- controls ---- */

@@ -17,11 +17,11 @@ function headSection() {
       + `${one.devices > 1 ? ` × ${one.devices}` : ""}; ${one.system}`)),
     Versions: [`Python ${machine.python}`, ...Object.entries(machine.versions).map(([name, version]) => `${name} ${version}`)].join(", "),
   };
-  document.getElementById("head").append(el("h1", {}, "Codecs compared"),
+  fill(document.getElementById("head"), {}, [el("h1", {}, "Codecs compared"),
     el("p", { class: "lead" }, `${systems[0].toUpperCase()}${systems.slice(1)} on ${count(DATA.utterances, "utterance")}.`),
     el("dl", { class: "facts" }, Object.entries(facts).filter(([, value]) => value)
       .map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))),
-    DATA.remarks.length ? el("ul", { class: "remarks" }, DATA.remarks.slice(0, 12).map((text) => el("li", {}, text))) : null);
+    DATA.remarks.length ? el("ul", { class: "remarks" }, DATA.remarks.slice(0, 12).map((text) => el("li", {}, text))) : null]);
 }
 
 function notesSection() {

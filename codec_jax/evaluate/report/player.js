@@ -147,7 +147,7 @@ function drawChoice() {
   paintLevels(document.querySelector("#spectrum-system canvas"), heard, top);
   paintGap(document.querySelector("#spectrum-gap canvas"), heard, reference, top);
   document.querySelector("#spectrum-system figcaption").textContent = other ?? "original, which is chosen";
-  document.querySelector("#spectrum-gap figcaption").textContent = `${player.chosen} less original, −${GAP_DB} to +${GAP_DB} dB`;
+  document.querySelector("#spectrum-gap figcaption").textContent = `difference, ±${GAP_DB} dB: orange is more, blue is less`;
 }
 
 function drawExample() {
@@ -162,7 +162,7 @@ function drawExample() {
   const digits = digitsOf(player.systems, figure);
   document.getElementById("choices").replaceChildren(...player.systems.map((system, i) => el("button",
     { type: "button", "data-system": system, "aria-pressed": false, onclick: () => hear(system), title: SYSTEM[system].label },
-    el("kbd", {}, i < 9 ? `${i + 1}` : ""), el("span", { class: "who" }, system),
+    el("kbd", {}, i < 9 ? `${i + 1}` : ""), el("span", { class: "who" }, breaking(system)),
     el("span", { class: "score" }, figure(system) === null ? "" : number(figure(system), digits)))));
   document.getElementById("utterance").textContent = example.utterance;
   const half = example.sample_rate / 2000;
