@@ -47,7 +47,9 @@ def add_verbs(verbs) -> None:
     p.add_argument("-o", "--output", required=True, metavar="REPORT_DIR", help="gets the table, the means, the page")
     p.add_argument("--model", action="append", default=[], metavar="DIR", help="a codec of ours; may be given again")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="of a run (default: ema)")
-    p.add_argument("--rates", type=_list, default=[], metavar="RATE,...", help="of the models (train, 2streams), not all")
+    p.add_argument(
+        "--rates", type=_list, default=[], metavar="RATE,...", help="of the models (train, 2streams), not all"
+    )
     p.add_argument(
         "--against",
         type=_list,
@@ -63,10 +65,16 @@ def add_verbs(verbs) -> None:
         metavar="NAME,...",
         help="clean, noise@DB, far@SECONDS, silence, length@SECONDS; means are of the first (default: clean)",
     )
-    p.add_argument("--metrics", type=_list, default=[], metavar="NAME,...", help="by exact name (default: all there are)")
-    p.add_argument("--asr", default="", metavar="COMMAND", help="prints what it hears in {audio}, in {language}: wer, cer")
+    p.add_argument(
+        "--metrics", type=_list, default=[], metavar="NAME,...", help="by exact name (default: all there are)"
+    )
+    p.add_argument(
+        "--asr", default="", metavar="COMMAND", help="prints what it hears in {audio}, in {language}: wer, cer"
+    )
     p.add_argument("--limit", type=int, default=0, metavar="N", help="utterances of each condition (default: all)")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="that score (default: all cores)")
+    p.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="that score (default: all cores)"
+    )
     p.add_argument("--force", action="store_true", help="begin anew where REPORT_DIR holds an evaluation")
 
 

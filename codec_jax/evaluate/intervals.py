@@ -35,7 +35,7 @@ def of_mean(values: Values, seed: int = 0) -> Interval:
     return of_means([values], seed)[0]
 
 
-def of_means(columns: Sequence[Values], seed: int = 0) -> list[Interval]:
+def of_means(columns: Sequence[Sequence[float] | Float[np.ndarray, "_"]], seed: int = 0) -> list[Interval]:
     """`of_mean` of each column. Those of equally many values share their resamples, so hundreds cost little more."""
     kept = [np.asarray(column, np.float64) for column in columns]
     kept = [column[np.isfinite(column)] for column in kept]

@@ -1,4 +1,4 @@
-"""From what was asked for, in words, to an evaluation: files, models, peers, metrics, all checked before work begins."""
+"""From what was asked for, in words, to an evaluation: files, models, peers, metrics, checked before work begins."""
 
 import pathlib
 from collections.abc import Sequence
@@ -136,13 +136,13 @@ def _rate(system: System) -> str:
 def _resampled(ours: Sequence[System], clips: Sequence[tuple[int, int]]) -> list[str]:
     """A sentence per model that does not work at the rate of all files."""
     said = []
-    for name, rate in dict((system.family, system.sample_rate) for system in ours).items():
+    for name, rate in {system.family: system.sample_rate for system in ours}.items():
         others = sorted({other for samples, other in clips if samples and other != rate})
         if others:
             rates = " and ".join(f"{other} Hz" for other in others)
             said.append(
-                f"{name} works at {rate} Hz and there are files of {rates}: they are resampled for it, and what it gives "
-                "is resampled back, so its band is the narrower of both."
+                f"{name} works at {rate} Hz and there are files of {rates}: they are resampled for it, and what it "
+                "gives is resampled back, so its band is the narrower of both."
             )
     return said
 
@@ -153,7 +153,9 @@ def _distinct(found: Sequence[System]) -> list[System]:
     for system in found:
         other = kept.setdefault(system.name, system)
         if other.label != system.label:
-            raise UserError(f"two systems are called {system.name} ({other.label}, {system.label}): rename one of them.")
+            raise UserError(
+                f"two systems are called {system.name} ({other.label}, {system.label}): rename one of them."
+            )
     return list(kept.values())
 
 

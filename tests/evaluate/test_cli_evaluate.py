@@ -80,7 +80,12 @@ def test_one_command_to_a_report(model, folder, tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     fails(capsys, "evaluate", *asked[:-1], "si_sdr", says="other metrics")
     assert evaluate(*asked[:-1], "si_sdr", "--against", "lowpass", "--force") == 0
-    assert list(json.loads((out / "summary.json").read_text())) == ["original", "tiny@train", "lowpass_3500", "lowpass_7000"]
+    assert list(json.loads((out / "summary.json").read_text())) == [
+        "original",
+        "tiny@train",
+        "lowpass_3500",
+        "lowpass_7000",
+    ]
     assert not (out / "decoded" / "clean" / "mu_law").exists()
 
 
@@ -158,7 +163,11 @@ def test_a_limit_is_spread_over_the_names():
     from codec_jax.evaluate.conditions import Condition
     from codec_jax.evaluate.inputs import Utterance
 
-    every = [Utterance(f"u{i}", "", Condition(kind), (pathlib.Path(f"u{i}.wav"),)) for kind in ("clean", "silence") for i in range(9)]
+    every = [
+        Utterance(f"u{i}", "", Condition(kind), (pathlib.Path(f"u{i}.wav"),))
+        for kind in ("clean", "silence")
+        for i in range(9)
+    ]
     kept = prepare._limited(every, 3)
     assert [(str(one.condition), one.name) for one in kept] == [
         (kind, name) for kind in ("clean", "silence") for name in ("u0", "u4", "u8")

@@ -35,7 +35,11 @@ def scored(system, condition, place, name):
     """Utterance i scores i tenths more, and less in noise; the silent one has no PESQ."""
     value = QUALITY[system] + place / 10 - (condition != "clean")
     silent = name == "it_f"
-    found = {"pesq_wb": math.nan if silent else value, "stoi": value / 5, "si_sdr": 100.0 if system == "original" else value}
+    found = {
+        "pesq_wb": math.nan if silent else value,
+        "stoi": value / 5,
+        "si_sdr": 100.0 if system == "original" else value,
+    }
     costs = (RATES.get(system, math.nan), 0.1, 1.0 if "@" in system else math.nan, 500.0)
     note = "not defined: pesq_wb" if silent else HOSTILE if (system, name) == ("peer@6", "en_b") else ""
     return Row(system, condition, name, name[:2], 1.0 + place, *costs, note, found)
@@ -89,13 +93,15 @@ def data_of(path):
 
 
 def test_figures_are_those_of_the_files(made):
-    job, table, results, path = made
+    job, _, _, path = made
     data = data_of(path)
     means = json.loads((job.directory / outputs.SUMMARY).read_text())
     for system, metric in (("ours@train", "pesq_wb"), ("lowpass_3500", "stoi"), ("peer@6", "bits_per_second")):
         said = data["means"]["clean"][system][metric]
         assert said == pytest.approx([means[system][metric][name] for name in ("mean", "low", "high", "n")], rel=1e-4)
-    assert data["means"]["noise@5"]["peer@6"]["stoi"][0] == pytest.approx(data["means"]["clean"]["peer@6"]["stoi"][0] - 0.2)
+    assert data["means"]["noise@5"]["peer@6"]["stoi"][0] == pytest.approx(
+        data["means"]["clean"]["peer@6"]["stoi"][0] - 0.2
+    )
     assert data["differences"]["ours@2streams"]["ours@train"]["pesq_wb"][0] == pytest.approx(0.5)
     assert data["differences"]["ours@train"]["ours@2streams"]["pesq_wb"][0] == pytest.approx(-0.5)
     assert list(data["groups"]["language"]) == ["en", "it"]
@@ -238,7 +244,14 @@ def test_utterances_sort_and_are_found(shown):
     chosen = shown.locator("#utterances select").first
     chosen.select_option("peer@6")
     shown.locator("#utterances thead th", has_text="pesq_wb").locator("button").click()
-    assert [text.split()[0] for text in column(shown, "utterances", 1)] == ["it_e", "it_d", "en_c", "en_b", "en_a", "it_f"]
+    assert [text.split()[0] for text in column(shown, "utterances", 1)] == [
+        "it_e",
+        "it_d",
+        "en_c",
+        "en_b",
+        "en_a",
+        "it_f",
+    ]
     shown.locator("#utterances input[type=search]").fill("it_")
     assert len(column(shown, "utterances", 1)) == 3
     shown.locator("#utterances input[type=search]").fill("")

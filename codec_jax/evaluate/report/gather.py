@@ -1,7 +1,7 @@
 """The figures of a report, as its page reads them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from codec_jax.evaluate import rows, scores
@@ -41,11 +41,7 @@ def figures(evaluation: Evaluation, table: Sequence[Row], results: Results, cont
         "utterances": len(first),
         "seconds": sum(row.seconds for row in first),
         "languages": sorted({row.language for row in first} - {""}),
-        "systems": [
-            {"name": s.name, "family": s.family, "label": s.label, "kind": kind(s, context.settings["models"]), "nominal_bps": s.nominal_bps,
-             "sample_rate": s.sample_rate}
-            for s in evaluation.systems
-        ],
+        "systems": _systems(evaluation, context.settings["models"]),
         "metrics": [{"name": name, **_told(name)} for name in shown],
         "means": {name: _short(there) for name, there in {results.condition: results.means, **means}.items()},
         "differences": {name: _short(there) for name, there in results.differences.items()},
@@ -56,6 +52,20 @@ def figures(evaluation: Evaluation, table: Sequence[Row], results: Results, cont
         "unread": _unread(evaluation, utterances),
         "intervals": {"level": LEVEL, "draws": DRAWS, "timed": TIMED},
     }  # fmt: skip
+
+
+def _systems(evaluation: Evaluation, models: Collection[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": system.name,
+            "family": system.family,
+            "label": system.label,
+            "kind": kind(system, models),
+            "nominal_bps": system.nominal_bps,
+            "sample_rate": system.sample_rate,
+        }
+        for system in evaluation.systems
+    ]
 
 
 def _told(name: str) -> dict[str, Any]:
