@@ -13,10 +13,11 @@ _PACKAGES = ("codec-jax", "jax", "jaxlib", "numpy", "scipy", "soundfile", "pesq"
 
 def describe() -> dict[str, Any]:
     """Of this machine and this process, for JSON: names, counts and versions, nothing of the user."""
+    device = jax.devices()[0]
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": f"{jax.devices()[0].platform}: {jax.devices()[0].device_kind}",
+        "device": " ".join(dict.fromkeys([device.platform, device.device_kind])),
         "devices": jax.device_count(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
