@@ -25,10 +25,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from codec_jax.evaluate import outputs, prepare, report, run
 
     found = prepare.prepare(_asked(arguments))
-    for remark in found.remarks:
-        _say(remark)
     evaluation = found.evaluation
     outputs.begin(evaluation, found.settings, arguments.force)
+    for remark in found.remarks:
+        _say(remark)
     table, told = _run(evaluation, arguments.workers, run)
     require(bool(table), f"{arguments.audio}: none of the files could be read, so there is nothing to report.")
     results = outputs.write(evaluation, table)

@@ -382,6 +382,11 @@ def test_plots_have_a_curve_per_family(shown):
     assert "ours@2streams" in plot.locator("svg").first.get_attribute("aria-label")
     assert shown.locator("#languages .plot").count() == 2
     assert shown.locator("#conditions .plot").count() == 2
+    assert shown.evaluate("lengths('stoi', DATA.groups.condition)") is None
+    over = "lengths('stoi', {'length@5': DATA.means.clean, 'length@20': DATA.means['noise@5']})"
+    points = shown.evaluate(f"[...{over}.querySelectorAll('.marker')].map((m) => m.getAttribute('transform'))")
+    assert len(points) == 1 + 1 + 2 * 3  # two families in the legend, three systems at two lengths
+    assert len(set(points[2:])) == 6
 
 
 def test_no_width_scrolls_sideways_and_both_themes_differ(shown):
