@@ -120,9 +120,6 @@ def test_unknown_names(name):
         peers.find([name])
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"), [("codec2@1", "choose from 0.7"), ("opus@1", "6 to 256"), ("speex@1", "3.95")]
-)
 def test_two_of_one_name_are_an_error(tmp_path):
     for parent in ("a", "b"):
         (tmp_path / parent / "theirs").mkdir(parents=True)
@@ -133,6 +130,9 @@ def test_two_of_one_name_are_an_error(tmp_path):
         peers.find(both)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"), [("codec2@1", "choose from 0.7"), ("opus@1", "6 to 256"), ("speex@1", "3.95")]
+)
 def test_unknown_rates(name, reason):
     with pytest.raises(UserError, match=reason):
         peers.find([name])
