@@ -147,7 +147,7 @@ function drawChoice() {
   paintLevels(document.querySelector("#spectrum-system canvas"), heard, top);
   paintGap(document.querySelector("#spectrum-gap canvas"), heard, reference, top);
   document.querySelector("#spectrum-system figcaption").textContent = other ?? "original, which is chosen";
-  document.querySelector("#spectrum-gap figcaption").textContent = `difference, ±${GAP_DB} dB: orange is more, blue is less`;
+  document.querySelector("#spectrum-gap figcaption").textContent = `difference ±${GAP_DB} dB: orange more, blue less`;
 }
 
 function drawExample() {
