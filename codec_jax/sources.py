@@ -47,7 +47,11 @@ def load(source: epath.PathLike, weights: str = "ema") -> Codec:
 
     Raises UserError, one sentence, for anything else.
     """
-    model = open_model(source, weights)
+    return loaded(open_model(source, weights))
+
+
+def loaded(model: Model) -> Codec:
+    """The codec of an opened model, all of its parameters read."""
     return Codec(model.family, model.config, layout.materialise(model.variables), model.extras)
 
 

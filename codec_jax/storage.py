@@ -87,7 +87,12 @@ def read_json(path: epath.PathLike) -> dict[str, Any]:
 
 def write_json(path: epath.PathLike, value: Mapping[str, Any]) -> None:
     """A JSON object, indented."""
-    _write(epath.Path(path), lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """A text file, whole or not at all."""
+    _write(epath.Path(path), lambda partial: partial.write_text(text))
 
 
 # ---- safetensors: mapped when read, streamed when written, neither of which the library does for NumPy ----

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from codec_jax import accelerators
-from codec_jax.cli import bench, coding, convert, data, listen, plan, scaling
+from codec_jax.cli import bench, coding, convert, data, evaluate, listen, plan, scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
     coding.add_verbs(verbs)
     convert.add_verbs(verbs)
     data.add_verbs(verbs)
+    evaluate.add_verbs(verbs)
     plan.add_verbs(verbs)
     bench.add_verbs(verbs)
     listen.add_verbs(verbs)

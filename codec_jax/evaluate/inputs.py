@@ -78,20 +78,43 @@ def size(utterance: Utterance) -> tuple[int, int]:
     return samples, rate
 
 
+def text(utterance: Utterance) -> str:
+    """What is said in it, of NAME.txt or the "words" or "text" of NAME.json beside the file; "" where unknown.
+
+    Of joined files, cut at a length, and of silence it is not known.
+    """
+    if utterance.condition.kind in ("length", "silence"):
+        return ""
+    path = utterance.paths[0]
+    if path.with_suffix(".txt").is_file():
+        return path.with_suffix(".txt").read_text()
+    said = _transcript(path)
+    if isinstance(said.get("text"), str):
+        return said["text"]
+    words = said.get("words")
+    pieces = [one.get("word") for one in words if isinstance(one, dict)] if isinstance(words, list) else []
+    return " ".join(piece for piece in pieces if isinstance(piece, str))
+
+
 def language(path: pathlib.Path) -> str:
     """As the transcript beside (NAME.json), the name (en_42.wav, pt-br_7.wav) or the directory (it/42.wav) say."""
-    beside = path.with_suffix(".json")
-    if beside.is_file():
-        try:
-            said = json.loads(beside.read_text())
-        except ValueError:
-            said = {}
-        if isinstance(said, dict) and isinstance(said.get("language"), str):
-            return said["language"]
+    said = _transcript(path)
+    if isinstance(said.get("language"), str):
+        return said["language"]
     for text in (path.stem.partition("_")[0] if "_" in path.stem else "", path.parent.name):
         if _LANGUAGE.fullmatch(text):
             return text
     return ""
+
+
+def _transcript(path: pathlib.Path) -> dict:
+    """NAME.json beside the file; empty where there is none, or none that can be read."""
+    beside = path.with_suffix(".json")
+    try:
+        said = json.loads(beside.read_text()) if beside.is_file() else {}
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _joined(paths: Sequence[pathlib.Path], condition: Condition) -> Iterator[Utterance]:

@@ -15,8 +15,10 @@ class Row(NamedTuple):
     """One utterance through one system.
 
     condition: what was done to the utterance first ("clean": nothing). seconds: of audio. bits_per_second: measured
-    from the coded bytes; NaN where nothing is coded. real_time_factor: seconds spent per second of audio. note: why
-    figures are missing, or empty. scores: by metric; NaN is undefined.
+    from the coded bytes; NaN where nothing is coded. real_time_factor: seconds spent per second of audio, and
+    peak_memory_mib: of this process meanwhile; NaN where neither was measured. first_call_seconds: of the call that
+    compiled for this length, NaN where another had. note: why figures are missing, or empty. scores: by metric; NaN is
+    undefined.
     """
 
     system: str
@@ -26,6 +28,8 @@ class Row(NamedTuple):
     seconds: float
     bits_per_second: float
     real_time_factor: float
+    first_call_seconds: float
+    peak_memory_mib: float
     note: str
     scores: dict[str, float]
 
@@ -37,12 +41,13 @@ class Row(NamedTuple):
     @property
     def figures(self) -> dict[str, float]:
         """Everything of which a mean makes sense."""
-        rates = {"bits_per_second": self.bits_per_second, "real_time_factor": self.real_time_factor}
-        return {**self.scores, **rates}
+        return {**self.scores, **{name: getattr(self, name) for name in COSTS}}
 
 
+COSTS = ("bits_per_second", "real_time_factor", "first_call_seconds", "peak_memory_mib")
+"""The figures of a row that are no scores."""
 _FIXED = Row._fields[:-1]
-_NUMBERS = ("seconds", "bits_per_second", "real_time_factor")
+_NUMBERS = ("seconds", *COSTS)
 
 
 class Writer:

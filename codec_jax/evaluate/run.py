@@ -4,12 +4,9 @@ Models run in this process, one utterance after the other; metrics, which cost m
 most a few utterances are in memory. What is in the table is not done again, so a killed run goes on.
 """
 
-import collections
 import math
-import multiprocessing
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,25 +14,30 @@ from etils import epath
 
 from codec_jax.audio import files
 from codec_jax.errors import UserError
-from codec_jax.evaluate import inputs, rates, rows, scores
+from codec_jax.evaluate import inputs, memory, rates, rows, scoring
+from codec_jax.evaluate.asr import Spoken
 from codec_jax.evaluate.inputs import Utterance
 from codec_jax.evaluate.rates import Tally
 from codec_jax.evaluate.rows import Row
 from codec_jax.evaluate.systems import Coded, System
 
 TABLE, DECODED = "utterances.csv", "decoded"
+TIMED = 10
+"""Utterances of each system that are timed, with nothing beside."""
 
 
 class Evaluation(NamedTuple):
     """What is compared on what, by which metrics, and where it is written.
 
-    directory: gets TABLE, and under DECODED/CONDITION/SYSTEM what every system made of every utterance.
+    directory: gets TABLE, and under DECODED/CONDITION/SYSTEM what every system made of every utterance. asr: the
+    command of a recogniser, for wer and cer.
     """
 
     utterances: Sequence[Utterance]
     systems: Sequence[System]
     metrics: Sequence[str]
     directory: epath.Path
+    asr: str = ""
 
 
 class Watch(NamedTuple):
@@ -49,11 +51,20 @@ def run(evaluation: Evaluation, workers: int, watch: Watch) -> list[Row]:
     """Fills the table; all its rows. workers: processes that score."""
     table = evaluation.directory / TABLE
     writer = rows.Writer(table, evaluation.metrics)
-    done = {row.key for row in rows.read(table)}
-    for row in _scored(_coded(evaluation, done, watch), evaluation.metrics, workers):
-        writer.write(row)
-        watch.advance()
-    return rows.read(table)
+    done = rows.read(table)
+    with scoring.Scorers(evaluation.metrics, workers) as scorers:
+        for heard in _coded(evaluation, done, watch, scorers.idle):
+            scorers.submit(_task(evaluation, heard))
+            _write(scorers.finished(), writer, watch)
+        _write(scorers.finished(everything=True), writer, watch)
+    return in_order(evaluation, rows.read(table))
+
+
+def in_order(evaluation: Evaluation, table: Sequence[Row]) -> list[Row]:
+    """Rows by system, then by utterance: a run that went on has what it did last at the end of its table."""
+    systems = {system.name: place for place, system in enumerate(evaluation.systems)}
+    utterances = {(str(one.condition), one.name): place for place, one in enumerate(evaluation.utterances)}
+    return sorted(table, key=lambda row: (systems[row.system], utterances[row.condition, row.utterance]))
 
 
 def audio_path(directory: epath.Path, row: Row) -> epath.Path:
@@ -84,50 +95,96 @@ class _Heard(NamedTuple):
     """An utterance and what became of it, before it is scored. coded: None where the system could not."""
 
     row: Row
+    utterance: Utterance
     reference: np.ndarray
     sample_rate: int
     coded: Coded | None
 
 
-def _coded(evaluation: Evaluation, done: set, watch: Watch) -> Iterator[_Heard]:
-    """All that is not done, system by system. A file that cannot be read is told of once per system and left out."""
+def _coded(evaluation: Evaluation, table: Sequence[Row], watch: Watch, idle: Callable[[], None]) -> Iterator[_Heard]:
+    """All that is not done, system by system. A file that cannot be read is told of and left out."""
+    done, broken = {row.key for row in table}, set()
     for system in evaluation.systems:
         compiled: set = set()
+        timed = sum(math.isfinite(row.real_time_factor) for row in rows.select(table, system=system.name))
         for utterance in evaluation.utterances:
-            if (system.name, str(utterance.condition), utterance.name) in done:
+            key = (str(utterance.condition), utterance.name)
+            if (system.name, *key) in done or key in broken:
                 watch.advance()
                 continue
             try:
                 audio, sample_rate = inputs.read(utterance)
             except UserError as error:
+                broken.add(key)
                 watch.tell(str(error))
                 watch.advance()
                 continue
-            heard = _through(system, utterance, audio, sample_rate, compiled)
+            if timed < TIMED:
+                idle()
+            heard = _through(system, utterance, audio, sample_rate, compiled, timed < TIMED)
+            timed += math.isfinite(heard.row.real_time_factor)
             if heard.coded is None:
-                watch.tell(heard.row.note)
+                watch.tell(f"{system.name}, {utterance.name}: {heard.row.note}")
             else:
                 _keep(evaluation.directory, heard)
             yield heard
 
 
-def _through(system: System, utterance: Utterance, audio: np.ndarray, sample_rate: int, compiled: set) -> _Heard:
-    """One utterance through one system, timed; twice where the first call compiles."""
+def _through(
+    system: System, utterance: Utterance, audio: np.ndarray, sample_rate: int, compiled: set, timed: bool
+) -> _Heard:
+    """One utterance through one system; twice where it is timed and nothing of its shape went before."""
     seconds = len(audio) / sample_rate
     names = (system.name, str(utterance.condition), utterance.name, utterance.language)
-    row = Row(*names, seconds, math.nan, math.nan, "", {})
+    row = Row(*names, seconds, math.nan, math.nan, math.nan, math.nan, "", {})
     try:
         shape = system.shape(len(audio), sample_rate)
-        if shape is not None and shape not in compiled:
-            system.process(audio, sample_rate, utterance.name)
-            compiled.add(shape)
-        began = time.perf_counter()
-        coded = system.process(audio, sample_rate, utterance.name)
-        spent = time.perf_counter() - began
-    except UserError as error:
-        return _Heard(row._replace(note=str(error)), audio, sample_rate, None)
-    bits = math.nan if coded.num_bytes is None else 8 * coded.num_bytes / seconds
-    return _Heard(row._replace(bits_per_second=bits, real_time_factor=spent / seconds), audio, sample_rate, coded)
+        fresh = shape not in compiled
+        call = _called(system, audio, sample_rate, utterance.name)
+        if fresh and shape is not None:
+            row = row._replace(first_call_seconds=call.seconds)
+        if fresh and timed:  # what compiles or is loaded only once is told apart
+            call = _called(system, audio, sample_rate, utterance.name)
+        compiled.add(shape)
+    except Exception as error:  # what one codec makes of one utterance is no end of a run
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return _Heard(row._replace(note=" ".join(reason.split())), utterance, audio, sample_rate, None)
+    coded = call.coded
+    row = row._replace(note=coded.note)
+    if coded.num_bytes is not None:
+        row = row._replace(bits_per_second=8 * coded.num_bytes / seconds)
+    if timed:
+        row = row._replace(real_time_factor=call.seconds / seconds, peak_memory_mib=call.peak_mib)
+    return _Heard(row, utterance, audio, sample_rate, coded)
+
+
+class _Call(NamedTuple):
+    coded: Coded
+    seconds: float
+    peak_mib: float
+
+
+def _called(system: System, audio: np.ndarray, sample_rate: int, stem: str) -> _Call:
+    marked = memory.restart()
+    began = time.perf_counter()
+    coded = system.process(audio, sample_rate, stem)
+    return _Call(coded, time.perf_counter() - began, memory.peak_mib() if marked else math.nan)
+
+
+def _task(evaluation: Evaluation, heard: _Heard) -> scoring.Task:
+    if heard.coded is None:
+        return scoring.Task(heard.row, heard.reference, None, heard.sample_rate)
+    spoken = None
+    if evaluation.asr:
+        audio = str(audio_path(evaluation.directory, heard.row))
+        spoken = Spoken(evaluation.asr, audio, inputs.text(heard.utterance), heard.utterance.language)
+    return scoring.Task(heard.row, heard.reference, heard.coded.audio, heard.sample_rate, spoken)
+
+
+def _write(found: Iterator[Row], writer: rows.Writer, watch: Watch) -> None:
+    for row in found:
+        writer.write(row)
+        watch.advance()
 
 
 def _keep(directory: epath.Path, heard: _Heard) -> None:
@@ -144,30 +201,3 @@ def _keep(directory: epath.Path, heard: _Heard) -> None:
 def _safe(name: str) -> str:
     """A name as a directory's."""
     return "".join(letter if letter.isalnum() or letter in "-_.@+" else "_" for letter in name)
-
-
-# ---- scores, in other processes ----------------------------------------------------------------
-
-
-def _scored(heard: Iterable[_Heard], metrics: Sequence[str], workers: int) -> Iterator[Row]:
-    """Rows in the order of `heard`, with scores; a few ahead of the slowest."""
-    waiting: collections.deque[tuple[Row, Future]] = collections.deque()
-    # Not forked: JAX has threads.
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        for one in heard:
-            if one.coded is None:
-                waiting.append((one.row, pool.submit(dict)))
-            else:
-                arguments = (one.reference, one.coded.audio, one.sample_rate, tuple(metrics))
-                waiting.append((one.row, pool.submit(scores.score, *arguments)))
-            while len(waiting) > 2 * workers or (waiting and waiting[0][1].done()):
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-
-
-def _finished(row: Row, future: Future) -> Row:
-    figures = future.result()
-    undefined = [name for name, value in figures.items() if not math.isfinite(value)]
-    note = f"not defined: {', '.join(undefined)}" if undefined else row.note
-    return row._replace(scores=figures, note=note)

@@ -144,6 +144,61 @@ METRICS: dict[str, Metric] = {
 }
 
 
+class Figure(NamedTuple):
+    """What a report holds beside METRICS: unit, better and how as of a Metric."""
+
+    unit: str
+    better: str
+    how: str
+
+
+FIGURES: dict[str, Figure] = {
+    "wer": Figure(
+        "",
+        "lower",
+        "Word error rate of the recogniser given as --asr against the transcript beside the file, both in lower case "
+        "and without punctuation; the mean over utterances, not over words.",
+    ),
+    "cer": Figure("", "lower", "Character error rate, otherwise as wer; spaces count."),
+    "bits_per_second": Figure(
+        "bit/s",
+        "lower",
+        "Eight times the bytes of the coded utterance over its seconds. A model's are those of its .cjx file, "
+        "container of up to 64 bytes included; a peer's are its packets without container; mu-law's a byte a sample.",
+    ),
+    "bitrate_utilisation": Figure(
+        "",
+        "higher",
+        "Entropies of the tokens of all codebooks together over their maximum, the codes of all utterances counted "
+        "together: the plain estimate, too small for a large codebook and few utterances. One number, so no interval.",
+    ),
+    "real_time_factor": Figure(
+        "s/s",
+        "lower",
+        "Seconds spent on coding and decoding per second of audio, one utterance at a time, resampling and the files "
+        "of programs included; of the first ten utterances of a system, with no scoring beside, compilation apart.",
+    ),
+    "first_call_seconds": Figure(
+        "s",
+        "lower",
+        "Of the calls that compiled: coding and decoding of the first utterance of each length that a model was "
+        "compiled for, at most eight per rate. n counts them.",
+    ),
+    "peak_memory_mib": Figure(
+        "MiB",
+        "lower",
+        "The highest resident memory of the evaluating process during a timed call (Linux), the libraries and the "
+        "weights of all models in it included; what programs take beside is not in it, nor is an accelerator's memory.",
+    ),
+}
+"""By name, as METRICS."""
+
+
+def described(name: str) -> "Metric | Figure":
+    """Unit, better and how of any figure of a report."""
+    return METRICS[name] if name in METRICS else FIGURES[name]
+
+
 def available() -> tuple[list[str], dict[str, str]]:
     """Names of the metrics that can be computed here, and of the others the reason why not."""
     missing = {

@@ -21,18 +21,20 @@ from codec_jax.models.protocol import Rate, in_streams
 
 Signal = Shaped[np.ndarray, " time"]
 MOST_BUCKETS = 8
+_NOTED_SECONDS = 0.05  # by which a decoded file may miss its original without a word
 
 
 class Coded(NamedTuple):
     """An utterance that went through a system.
 
     audio: [time], at the input's rate and of its length. num_bytes: what was sent, None of uncoded audio. codes:
-    [codebook, frame], None where a system has none.
+    [codebook, frame], None where a system has none. note: what a reader of its figures should know, or empty.
     """
 
     audio: Float32[np.ndarray, " time"]
     num_bytes: int | None = None
     codes: Int[np.ndarray, "codebook frame"] | None = None
+    note: str = ""
 
 
 Code = Callable[[Signal, int, str], Coded]
@@ -108,7 +110,10 @@ def decoded_directory(directory: files.PathLike) -> System:
         if stem not in found:
             raise UserError(f"{directory}: holds no audio file named {stem}; put the decoded {stem} there.")
         decoded, rate = files.read(found[stem])
-        return Coded(resample(decoded.mean(0), rate, sample_rate))
+        heard = resample(decoded.mean(0), rate, sample_rate)
+        more = (len(heard) - len(audio)) / sample_rate
+        what = "longer than the original: cut" if more > 0 else "shorter than the original: filled with silence"
+        return Coded(heard, note=f"{abs(more):.2f} s {what}" if abs(more) >= _NOTED_SECONDS else "")
 
     name = directory.resolve().name
     return System(name, name, f"files of {name}", code)

@@ -46,3 +46,24 @@ def test_few_values_and_undefined_ones():
 def test_the_same_again():
     values = np.random.default_rng(2).normal(0, 1, 20)
     assert intervals.of_mean(values) == intervals.of_mean(values)
+
+
+def test_together_as_alone():
+    """Columns of other lengths, with gaps and without variation, have what each has by itself."""
+    rng = np.random.default_rng(3)
+    columns = [rng.normal(0, 1, 20), rng.gamma(2.0, 1.0, 20), np.full(20, 2.5), rng.normal(0, 1, 7), [1.0, 2.0], []]
+    columns.append(np.where(np.arange(21) == 4, np.nan, rng.normal(5, 1, 21)))
+    for together, column in zip(intervals.of_means(columns), columns):
+        np.testing.assert_allclose(together, intervals.of_mean(column), rtol=1e-9)
+
+
+def test_every_resample_is_judged_in_its_own_error():
+    """Against the definition, resample by resample."""
+    values = np.random.default_rng(4).gamma(2.0, 1.0, 9)
+    found = intervals.of_mean(values)
+    drawn = values[np.random.default_rng(0).integers(0, 9, (intervals.DRAWS, 9))]
+    drawn = drawn[np.ptp(drawn, axis=1) > 0]
+    scores = (drawn.mean(1) - values.mean()) / (drawn.std(1, ddof=1) / 3)
+    below, above = np.quantile(scores, [0.025, 0.975])
+    error = values.std(ddof=1) / 3
+    np.testing.assert_allclose(found[1:3], [values.mean() - above * error, values.mean() - below * error], rtol=1e-9)

@@ -120,6 +120,16 @@ def test_unknown_names(name):
         peers.find([name])
 
 
+def test_two_of_one_name_are_an_error(tmp_path):
+    for parent in ("a", "b"):
+        (tmp_path / parent / "theirs").mkdir(parents=True)
+        soundfile.write(tmp_path / parent / "theirs" / "x.wav", np.zeros(100), RATE)
+    both = [f"dir:{tmp_path / parent / 'theirs'}" for parent in ("a", "b")]
+    assert len(peers.find(both[:1])[0]) == 1
+    with pytest.raises(UserError, match="another system called theirs"):
+        peers.find(both)
+
+
 @pytest.mark.parametrize(
     ("name", "reason"), [("codec2@1", "choose from 0.7"), ("opus@1", "6 to 256"), ("speex@1", "3.95")]
 )

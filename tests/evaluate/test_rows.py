@@ -10,7 +10,7 @@ from codec_jax.evaluate.rows import Row
 
 
 def row(system="ours", utterance="a", language="en", **scores):
-    return Row(system, "clean", utterance, language, 2.5, 700.0, 0.25, "", {"stoi": 0.5, **scores})
+    return Row(system, "clean", utterance, language, 2.5, 700.0, 0.25, 1.5, 300.0, "", {"stoi": 0.5, **scores})
 
 
 def test_read_as_written(tmp_path):

@@ -55,7 +55,8 @@ def finish(job, tell=lambda text: None, advance=lambda: None):
 
 
 def without_time(table):
-    return [repr(row._replace(real_time_factor=0.0)) for row in table]  # as text, NaN equals NaN
+    costs = {"real_time_factor": 0.0, "peak_memory_mib": 0.0}
+    return [repr(row._replace(**costs)) for row in table]  # as text, NaN equals NaN
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_one_utterance_fails_and_the_others_go_on(folder, tmp_path):
 
     said = []
     table = finish(evaluation(folder, tmp_path, System("picky", "picky", "picky", code)), said.append)
-    assert said == ["no it_c here."]
+    assert said == ["picky, it_c: no it_c here."]
     failed = [row for row in table if row.note]
     assert [(row.key, row.note) for row in failed] == [(("picky", "clean", "it_c"), "no it_c here.")]
     assert np.isnan(failed[0].scores["si_sdr"])

@@ -166,6 +166,9 @@ def test_a_decoded_directory(tmp_path):
     heard = system.process(tone(16100), 16000, "a").audio
     np.testing.assert_allclose(heard[500:15500], tone(16000)[500:15500], atol=2e-3)
     assert not heard[16000:].any()
+    assert system.process(tone(16100), 16000, "a").note == ""
+    assert system.process(tone(17600), 16000, "a").note == "0.10 s shorter than the original: filled with silence"
+    assert system.process(tone(8000), 16000, "long").note == "0.06 s longer than the original: cut"
     assert len(system.process(tone(8500), 16000, "long").audio) == 8500
     with pytest.raises(UserError, match="theirs: holds no audio file named b"):
         system.process(tone(100), 16000, "b")

@@ -8,7 +8,7 @@ codec delays is taken off again, so that a system's output is aligned with its i
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from codec_jax.errors import UserError
+from codec_jax.errors import UserError, require
 from codec_jax.evaluate import systems
 from codec_jax.evaluate.peers import pretrained, programs
 from codec_jax.evaluate.peers.missing import Missing
@@ -57,6 +57,8 @@ def find(names: Sequence[str]) -> tuple[list[System], dict[str, str]]:
     for name in names:
         try:
             for system in _named(name):
+                twice = f"{name}: there is another system called {system.name}; rename the directory, or leave one out."
+                require(not (name.startswith(DIRECTORY) and system.name in found), twice)
                 found.setdefault(system.name, system)
         except Missing as reason:
             missing[name] = str(reason)
