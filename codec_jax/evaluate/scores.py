@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from codec_jax.audio.resample import resample
 from codec_jax.errors import require
-from codec_jax.evaluate import metrics, pitch, spectra, speech
+from codec_jax.evaluate import metrics, opinion, pitch, spectra, speech
 from codec_jax.evaluate.metrics import Signal
 
 Function = Callable[[Signal, Signal, int], float]
@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
     unit: of the number, "" if it has none. better: "higher", "lower" or "". how: one sentence, for a report. function:
     of reference, estimate [time] and their sample rate. rate: Hz to which both are brought before (None: as they come).
-    package: what has to be installed beyond codec_jax's own dependencies, "" for nothing.
+    package: what has to be installed beyond codec_jax's own dependencies, "" for nothing; extra: that brings it.
     """
 
     unit: str
@@ -33,6 +33,7 @@ class Metric(NamedTuple):
     function: Function
     rate: int | None = _RATE
     package: str = ""
+    extra: str = "eval"
 
 
 def _rateless(function: Callable[[Signal, Signal], float]) -> Function:
@@ -40,6 +41,7 @@ def _rateless(function: Callable[[Signal, Signal], float]) -> Function:
 
 
 _PARTS = f"clips beyond {speech.PART_SECONDS} s in equal parts whose scores are averaged"
+_OPINION = "predicted from the estimate alone at 16 kHz, package speechmos: the mean over windows of 9.01 s"
 _SCALES = "summed over seven scales (windows 32 to 2048, 5 to 320 mels, hop a quarter of the window) at 16 kHz"
 
 METRICS: dict[str, Metric] = {
@@ -141,6 +143,22 @@ METRICS: dict[str, Metric] = {
         "Share of frames whose voicing decision differs, from the same pitch contours as f0_error_cents.",
         pitch.voicing_error,
     ),
+    "dnsmos_ovrl": Metric(
+        "MOS",
+        "higher",
+        f"DNSMOS P.835, overall quality, {_OPINION}.",
+        opinion.dnsmos_ovrl,
+        package="speechmos",
+        extra="mos",
+    ),
+    "dnsmos_p808": Metric(
+        "MOS",
+        "higher",
+        f"DNSMOS P.808, overall quality, {_OPINION}.",
+        opinion.dnsmos_p808,
+        package="speechmos",
+        extra="mos",
+    ),
 }
 
 
@@ -202,7 +220,7 @@ def described(name: str) -> "Metric | Figure":
 def available() -> tuple[list[str], dict[str, str]]:
     """Names of the metrics that can be computed here, and of the others the reason why not."""
     missing = {
-        name: f"the package {metric.package} is not installed: pip install 'codec-jax[eval]'"
+        name: f"the package {metric.package} is not installed: pip install 'codec-jax[{metric.extra}]'"
         for name, metric in METRICS.items()
         if metric.package and importlib.util.find_spec(metric.package) is None
     }

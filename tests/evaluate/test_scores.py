@@ -30,8 +30,10 @@ NAMES = [
     "loudness_error",
     "f0_error_cents",
     "voicing_error",
+    "dnsmos_ovrl",
+    "dnsmos_p808",
 ]
-CHEAP = [name for name in NAMES if name not in ("f0_error_cents", "voicing_error")]  # without compiling pYIN
+CHEAP = NAMES[: NAMES.index("f0_error_cents")]  # without compiling pYIN, and without a network
 DISTANCES = [name for name in NAMES if scores.METRICS[name].better == "lower"]
 
 
@@ -72,7 +74,7 @@ def test_what_is_not_installed_is_left_out(monkeypatch):
     assert scores.available() == (NAMES, {})
     monkeypatch.setattr(scores.importlib.util, "find_spec", lambda name: None)
     here, missing = scores.available()
-    assert here == NAMES[3:]
+    assert here == NAMES[3:-2]
     assert missing["pesq_wb"] == "the package pesq is not installed: pip install 'codec-jax[eval]'"
     with pytest.raises(UserError, match="pesq_nb cannot be computed"):
         scores.score(tone(100), tone(100), 16000, ["pesq_nb"])
@@ -177,6 +179,20 @@ def test_pesq_of_long_audio_is_a_mean(clip):
     other = audio + np.random.default_rng(1).normal(0, 0.001, len(audio)).astype(np.float32)
     halves = zip(np.array_split(audio, 2), np.array_split(other, 2))
     assert speech.pesq_wb(audio, other) == pytest.approx(np.mean([speech.pesq_wb(*half) for half in halves]))
+
+
+def test_dnsmos_is_the_packages_and_hears_noise(clip, noisy):
+    from speechmos import dnsmos
+
+    found = scores.score(clip, noisy, 16000, ["dnsmos_ovrl", "dnsmos_p808"])
+    wanted = dnsmos.run(noisy, sr=16000)
+    assert found["dnsmos_ovrl"] == pytest.approx(wanted["ovrl_mos"], abs=1e-4)
+    assert found["dnsmos_p808"] == pytest.approx(wanted["p808_mos"], abs=1e-4)
+    deaf = scores.score(clip, np.zeros_like(clip), 16000, ["dnsmos_ovrl", "dnsmos_p808"])
+    assert set(deaf.values()) == {1.0}
+    assert min(found.values()) > 1
+    loud = scores.score(clip, 3 * clip / np.abs(clip).max(), 16000, ["dnsmos_ovrl"])  # clipped, not refused
+    assert math.isfinite(loud["dnsmos_ovrl"])
 
 
 def test_estoi_is_the_packages(clip, noisy):
