@@ -28,6 +28,7 @@ from codec_jax.settings import (
     StageConfig,
     TrainingConfig,
 )
+from codec_jax.storage import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +240,20 @@ def _coerce(annotation: Any, value: Any, name: str) -> Any:
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
     """`configs/taae.py:nano` and flags `--config.optim.learning_rate=3e-4` to a validated Experiment.
 
-    Raises UserError for a missing file or variant, an unknown field, a wrong type, or an impossible combination.
+    Also a resolved config as a run's config.json has it, by its file name. Raises UserError for a missing file or
+    variant, an unknown field, a wrong type, or an impossible combination.
     """
-    experiment = apply_overrides(_call_get_config(spec), overrides)
+    found = _read_resolved(spec) if spec.endswith(".json") else _call_get_config(spec)
+    experiment = apply_overrides(found, overrides)
     experiment.validate()
     return experiment
+
+
+def _read_resolved(file: str) -> Experiment:
+    try:
+        return from_dict(read_json(file))
+    except UserError as error:
+        raise UserError(f"{file} is no resolved config of a run: {error}") from error
 
 
 def _call_get_config(spec: str) -> Experiment:

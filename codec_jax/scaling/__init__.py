@@ -1,0 +1,1 @@
+"""Scaling laws of codecs: a ladder of sizes, sweeps over it, and what is fitted to them."""
