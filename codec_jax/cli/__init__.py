@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from codec_jax import accelerators
-from codec_jax.cli import bench, coding, convert, data, plan
+from codec_jax.cli import bench, coding, convert, data, plan, scaling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,4 +55,5 @@ def parser() -> argparse.ArgumentParser:
     data.add_verbs(verbs)
     plan.add_verbs(verbs)
     bench.add_verbs(verbs)
+    scaling.add_verbs(verbs)
     return top
