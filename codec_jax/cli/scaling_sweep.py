@@ -275,7 +275,7 @@ def _planned(arguments: argparse.Namespace, rules, target: str) -> dict:
         "flags": flags,
         "rules": {
             **dataclasses.asdict(rules),
-            "formulas": [line.strip() for line in document.splitlines()[2:] if line],
+            "formulas": formulas,
         },
         "flops_counted_for": target,
         "loss": "valid/mel_distance of the averaged weights at the last step, on the same held-out clips for all runs",

@@ -43,7 +43,12 @@ class Rules:
 
     def validate(self) -> None:
         """Raises UserError for numbers that mean nothing."""
-        counts = (self.batch_size or 1, self.batch_multiple, self.evaluations, self.checkpoints)
+        counts = (
+            1 if self.batch_size is None else self.batch_size,
+            self.batch_multiple,
+            self.evaluations,
+            self.checkpoints,
+        )
         require(min(counts) >= 1, "batch sizes and multiples, evaluations and checkpoints of a sweep are at least 1.")
         require(0 < self.ema_share <= 0.5, f"ema_share is a share of a run in (0, 0.5], not {self.ema_share}.")
         fine = self.learning_rate is None or self.learning_rate > 0
@@ -124,7 +129,7 @@ def around(base: Experiment, budget: float, count: int, seconds_per_parameter: f
     Where the optimum lies is not known beforehand: the ratio is a guess, and the fit refuses minima at the edge.
     """
     low, high = 1e4, 1e11
-    for _ in range(30):
+    for _ in range(12):
         size = math.sqrt(low * high)
         try:
             per_second = ladder.work(ladder.resize(base, round(size)), target).step
@@ -233,7 +238,7 @@ def resolved(base: Experiment, sized: Experiment, point: Point, rules: Rules) ->
             optim=optim,
             stages=every,
             training=training,
-            mup=MupConfig(base.model.channels) if rules.mup else sized.mup,
+            mup=MupConfig(_mup_base(base)) if rules.mup else sized.mup,
         ),
         steps,
     )
@@ -243,6 +248,10 @@ def ladder_width(experiment: Experiment) -> int:
     """The width that learning rates go by: the widest stage of a TAAE, the coarsest scale of an ESC."""
     model = experiment.model
     return max(model.widths) if experiment.family == "taae" else model.h_dims[-1]
+
+
+def _mup_base(base: Experiment) -> int:
+    return base.model.channels if base.family == "taae" else ladder_width(base)  # validate() refuses the latter
 
 
 def _crop_seconds(experiment: Experiment) -> float:

@@ -69,7 +69,7 @@ def parse_size(text: str) -> int:
 
 def size_name(params: int) -> str:
     """Three digits and a unit, without a point: 98k, 1270k, 29m, 953m, 2010m."""
-    divisor, unit = (1, "") if params < 1_000 else (1_000, "k") if params < 10_000_000 else (1_000_000, "m")
+    divisor, unit = (1, "") if params < 10_000 else (1_000, "k") if params < 10_000_000 else (1_000_000, "m")
     scaled = params / divisor
     return f"{round(scaled, 2 - math.floor(math.log10(scaled))):.0f}{unit}" if scaled >= 100 else f"{scaled:.0f}{unit}"
 
@@ -97,15 +97,15 @@ def _rung(family: str, model: Any, bottleneck: Any, params: int, layers: int | N
     shapes = {"taae": _taae_shapes, "esc": _esc_shapes}[family]
 
     def chosen(target: float) -> tuple[Any, int, int, int]:
-        def score(shape: tuple[Any, int, int, float]) -> float:
+        def score(shape: tuple[Any, int, int, int]) -> float:
             _, width, depth, count = shape
             away = 0.0 if layers else abs(math.log(width / depth / aspect))
             return abs(math.log(count / target)) + ASPECT_WEIGHT * away
 
         found, width, depth, estimate = min(shapes(base, target, layers), key=score)
-        return found, width, depth, round(estimate)
+        return found, width, depth, estimate
 
-    found, width, depth, estimate = chosen(params)
+    found, width, depth, estimate = chosen(float(params))
     exact = count(family, codec_type(found, bottleneck))
     if exact != estimate:
         # Exact for plain models. Where the base has parts that it does not count, once more for the rest.
@@ -151,7 +151,7 @@ def spread_layers(total: int, shares: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _taae_shapes(base: Any, target: float, layers: int | None) -> Iterator[tuple[TAAEConfig, int, int, float]]:
+def _taae_shapes(base: Any, target: float, layers: int | None) -> Iterator[tuple[TAAEConfig, int, int, int]]:
     """Every shape near the target, and the smallest: model, width, layers of a half, parameters."""
     model: TAAEConfig = base.model
     least, widest = len(model.strides), max(model.c_mults)
@@ -197,7 +197,7 @@ def _taae_parameters(model: TAAEConfig) -> int:
     return total
 
 
-def _esc_shapes(base: ESCCodec, target: float, layers: int | None) -> Iterator[tuple[ESCConfig, int, int, float]]:
+def _esc_shapes(base: ESCCodec, target: float, layers: int | None) -> Iterator[tuple[ESCConfig, int, int, int]]:
     """For every depth the factor of all widths that comes nearest."""
     for depth in [layers] if layers else range(2, 25, 2):
         low, high = 1e-2, 64.0
@@ -219,7 +219,7 @@ def _esc_scaled(base: ESCCodec, factor: float, depth: int) -> ESCCodec:
     return dataclasses.replace(base, model=dataclasses.replace(model, h_dims=widths, **deep))
 
 
-def _esc_parameters(cfg: ESCCodec) -> float:
+def _esc_parameters(cfg: ESCCodec) -> int:
     """Of a transformer with csvq: blocks, resampling, patches, projections and codebooks."""
     model, vq, last = cfg.model, cfg.bottleneck, cfg.model.scales - 1
     high, wide = model.patch_size
@@ -236,7 +236,7 @@ def _esc_parameters(cfg: ESCCodec) -> float:
         scale = cfg.scale(stream)
         entries = vq.overlap * model.rows(scale) * model.h_dims[scale]
         total += vq.codebook_dims[stream] * (2 * entries + vq.num_groups * vq.codebook_size)
-    return float(total)
+    return total
 
 
 def _swin_parameters(model: ESCConfig, scale: int, heads: int) -> int:

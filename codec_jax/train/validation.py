@@ -19,8 +19,9 @@ _BATCH = 8
 def evaluate(codec: Codec, clips: Sequence[Clip], samples: epath.Path, max_samples: int) -> dict[str, float]:
     """Means over the clips of mel distance, STOI, SI-SDR and TAAE's two distances, and of the first two for a control.
 
-    `mel_distance` is ESC's, `stft_distance_taae` and `mel_distance_taae` are those of evaluate/spectra.py. The control of a clip is the same with the codes of the next clip decoded: what a codec that ignores its input
-    would score. Writes reference, reconstruction and a spectrogram of the first `max_samples` clips to `samples`.
+    `mel_distance` is ESC's, `stft_distance_taae` and `mel_distance_taae` are those of evaluate/spectra.py. The control
+    of a clip is the same with the codes of the next clip decoded: what a codec that ignores its input would score.
+    Writes reference, reconstruction and a spectrogram of the first `max_samples` clips to `samples`.
     """
     decoded = reconstruct(codec, [audio for _, audio in clips])
     rows, controls = [], []
