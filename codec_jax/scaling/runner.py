@@ -24,6 +24,7 @@ from codec_jax.train import logging
 
 DONE, FAILED, BUSY, STOPPED = "done", "failed", "busy", "stopped"
 HELD = 75  # a worker's exit code where another process has the run (EX_TEMPFAIL)
+CACHE = "compiled"
 _LOSS = "valid/mel_distance"
 _POLL = 0.2
 
@@ -136,7 +137,7 @@ def run(sweep: Sweep, workers: int = 1, say: Callable[[str], None] = print) -> l
     """Runs what is not done, `workers` at a time, smallest first; every run once, whatever becomes of the others.
 
     SIGTERM and SIGINT are passed on: what runs saves its state and ends, nothing new begins, and the same call goes on
-    from there. A second one kills. Where this process dies, its workers save and end too.
+    from there. A second one kills. Outcomes are in the order of the sweep. Where this process dies, its workers save and end too.
     """
     waiting, outcomes = list(sweep.entries), []
     active: dict[int, _Worker] = {}
@@ -167,7 +168,8 @@ def run(sweep: Sweep, workers: int = 1, say: Callable[[str], None] = print) -> l
                     outcome = _outcome(sweep, worker.entry, worker.process.returncode, bool(told))
                     tell(outcome, time.monotonic() - worker.began)
                     del active[slot]
-    return outcomes
+    order = [entry.name for entry in sweep.entries]
+    return sorted(outcomes, key=lambda outcome: order.index(outcome.name))
 
 
 def _known(sweep: Sweep, entry: Entry) -> Outcome | None:
@@ -194,8 +196,14 @@ def _start(sweep: Sweep, entry: Entry, slot: int, workers: int) -> subprocess.Po
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **devices_of(slot, workers, os.environ)},
+            env={**cached(sweep.directory), **os.environ, **devices_of(slot, workers, os.environ)},
         )
+
+
+def cached(directory: pathlib.Path) -> dict[str, str]:
+    """A compilation cache for all runs of a sweep, which share what encodes and decodes in their evaluations."""
+    cache = str((directory / CACHE).absolute())
+    return {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
 
 
 def devices_of(slot: int, workers: int, environment: Mapping[str, str]) -> dict[str, str]:

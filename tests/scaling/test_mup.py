@@ -54,7 +54,8 @@ def test_roles():
         f"{block}/self_attn_scale/scale": (1, 1),
         f"{block}/self_attn/q_norm/scale": (1, 1),  # heads as wide as the base's
     }
-    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    for name, factors in expected.items():
+        assert found[name] == pytest.approx(factors), name
     assert len(found) == len(jax.tree.leaves(state_of(experiment()).players["codec"].params))
 
 
