@@ -215,8 +215,10 @@ def _esc_scaled(base: ESCCodec, factor: float, depth: int) -> ESCCodec:
     model, heads = base.model, base.model.num_heads
     units = [math.lcm(heads[max(i - 1, 0)], heads[min(i, len(heads) - 1)]) for i in range(model.scales)]
     widths = tuple(max(1, round(factor * width / unit)) * unit for width, unit in zip(model.h_dims, units, strict=True))
-    deep = {"depth": depth} if model.backbone == "transformer" else {"conv_depth": depth}
-    return dataclasses.replace(base, model=dataclasses.replace(model, h_dims=widths, **deep))
+    scaled = dataclasses.replace(model, h_dims=widths)
+    if model.backbone == "transformer":
+        return dataclasses.replace(base, model=dataclasses.replace(scaled, depth=depth))
+    return dataclasses.replace(base, model=dataclasses.replace(scaled, conv_depth=depth))
 
 
 def _esc_parameters(cfg: ESCCodec) -> int:

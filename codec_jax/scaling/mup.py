@@ -69,9 +69,15 @@ def _changes(experiment: Experiment, steps: int, seed: int) -> Changes:
 
 def _activations(experiment: Experiment, params: Any, audio: jax.Array) -> dict[str, jax.Array]:
     """The outputs of all layers with parameters, encoder and decoder, latents passed on as they are, by module path."""
-    cfg, kept = experiment.model, {"capture_intermediates": _whole, "mutable": "intermediates"}
-    latents, heard = Encoder(cfg).apply({"params": params["encoder"]}, patch(audio, cfg.patch_size), **kept)
-    _, played = Decoder(cfg).apply({"params": params["decoder"]}, jnp.tanh(latents), **kept)
+    cfg = experiment.model
+
+    def kept(half: nn.Module, name: str, x: jax.Array) -> Any:
+        """Its output, and the collection of all others."""
+        variables = {"params": params[name]}
+        return half.apply(variables, x, capture_intermediates=_whole, mutable="intermediates")
+
+    latents, heard = kept(Encoder(cfg), "encoder", patch(audio, cfg.patch_size))
+    _, played = kept(Decoder(cfg), "decoder", jnp.tanh(latents))
     every = {"encoder": heard["intermediates"], "decoder": played["intermediates"]}
     leaves = jax.tree_util.tree_leaves_with_path(every)
     return {"/".join(str(key.key) for key in path if hasattr(key, "key")): leaf for path, leaf in leaves}

@@ -137,7 +137,8 @@ def run(sweep: Sweep, workers: int = 1, say: Callable[[str], None] = print) -> l
     """Runs what is not done, `workers` at a time, smallest first; every run once, whatever becomes of the others.
 
     SIGTERM and SIGINT are passed on: what runs saves its state and ends, nothing new begins, and the same call goes on
-    from there. A second one kills. Outcomes are in the order of the sweep. Where this process dies, its workers save and end too.
+    from there. A second one kills. Where this process dies, its workers save and end too. Outcomes are in the order of
+    the sweep.
     """
     waiting, outcomes = list(sweep.entries), []
     active: dict[int, _Worker] = {}

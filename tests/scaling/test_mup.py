@@ -107,31 +107,25 @@ def test_steps_are_scaled_and_decay_is_not():
     np.testing.assert_allclose(ours["b"]["kernel"], plain["b"]["kernel"])
 
 
-@pytest.fixture(scope="module")
-def checked():
-    """Widths a factor of four apart, few steps at a high rate, heads as wide as in the base throughout."""
+@pytest.mark.slow
+def test_the_coordinate_check():
+    """What three updates change in every layer's output: grows with the width without µP, and not with it.
+
+    Heads as wide as the base's throughout. Below zero, exponents come from what starts smaller in output layers.
+    """
     base = dataclasses.replace(
         tiny.experiment(),
-        model=tiny.changed(tiny.MODEL, channels=32, head_dim=32, layer_scale=True),
+        model=tiny.changed(tiny.MODEL, channels=32, head_dim=32),
         losses=LossConfig(l1=0.0, l2=1.0, stft=0.0),
         optim=OptimConfig(learning_rate=3e-3, ema_decay=0.0, clip_norm=1e9),
         data=tiny.changed(tiny.experiment().data, batch_size=4),
     )
-    widths = (32, 128)
-    return [check.slopes(check.coordinate_check(e, widths, 3)) for e in (base, check.with_mup(base))]
-
-
-def test_the_coordinate_check(checked):
-    """What updates change in every layer's output: grows with the width without µP, and stays with it."""
-    plain, ours = checked
+    plain, ours = (check.slopes(check.coordinate_check(e, (32, 128), 3)) for e in (base, check.with_mup(base)))
     assert plain.keys() == ours.keys()
     assert sum("conv" in name or "resample" in name for name in ours) == 6
-    wide = [name for name in ours if "resample" in name or "conv_out" in name]
-    for name in wide:
-        assert abs(ours[name]) < 0.25, (name, ours[name])
-        assert plain[name] > ours[name] + 0.2, (name, plain[name])
-    assert np.mean(list(plain.values())) > 0.3
-    assert abs(np.mean(list(ours.values()))) < 0.2
+    assert max(ours.values()) < 0.2, ours
+    assert np.mean(list(plain.values())) > np.mean(list(ours.values())) + 0.5
+    assert np.mean([slope > 0.25 for slope in plain.values()]) > 0.7
 
 
 def test_slopes():
