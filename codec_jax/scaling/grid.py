@@ -128,17 +128,11 @@ def around(base: Experiment, budget: float, count: int, seconds_per_parameter: f
 
     Where the optimum lies is not known beforehand: the ratio is a guess, and the fit refuses minima at the edge.
     """
-    low, high = 1e4, 1e11
-    for _ in range(12):
-        size = math.sqrt(low * high)
-        try:
-            per_second = ladder.work(ladder.resize(base, round(size)), target).step
-        except UserError:
-            low, high = (size, high) if size < 1e6 else (low, size)  # past an end of the ladder
-            continue
-        low, high = (size, high) if budget / per_second / size > seconds_per_parameter else (low, size)
-    sizes = [round(low * 2 ** ((i - (count - 1) / 2) / 2)) for i in range(count)]
-    return sizes
+    size = float(ladder.parameters(base))
+    for _ in range(6):  # N² = C / (FLOPs per second and parameter · D / N), where these FLOPs hardly depend on N
+        per_parameter = ladder.work(ladder.resize(base, round(size)), target).step / size
+        size = math.sqrt(budget / (per_parameter * seconds_per_parameter))
+    return [round(size * 2 ** ((i - (count - 1) / 2) / 2)) for i in range(count)]
 
 
 # ---- one run -----------------------------------------------------------------------------------
