@@ -34,7 +34,7 @@ class Anchor(NamedTuple):
 
 class Estimate(NamedTuple):
     """Of a run. hours: of wall clock on all devices, None where nothing is known. how: "compiled", "measured", "given",
-    or "interpolated" between such sizes.
+    or "interpolated" between such sizes, or "extrapolated" beyond them.
     """
 
     hours: float | None
@@ -55,7 +55,9 @@ def estimates(runs: Sequence[Run], anchors: Mapping[int, Anchor], how: str, devi
         exact = anchors.get(run.params)
         speed = exact.flops / exact.seconds if exact else _interpolated(list(anchors.values()), per_step)
         hours = run.flops / speed / 3600
-        found.append(Estimate(hours, hours * devices, speed / peak if peak else None, how if exact else "interpolated"))
+        inside = min(anchors.values()).flops <= per_step <= max(anchors.values()).flops
+        source = how if exact else "interpolated" if inside else "extrapolated"
+        found.append(Estimate(hours, hours * devices, speed / peak if peak else None, source))
     return found
 
 

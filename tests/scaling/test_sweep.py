@@ -135,7 +135,7 @@ def test_priced_on_chips(tmp_path, capsys):
     flags = ["--params=0.1m,0.3m", "--topology=v5e:2x2", "--plans", str(tmp_path / "plan.json"), "--seconds=600"]
     assert cli.main(["scaling", "plan", NANO, f"-o{tmp_path / 'b'}", *flags]) == 0
     rows = [entry.row for entry in sweep.read(tmp_path / "b").entries]
-    assert [row["estimate"] for row in rows] == ["compiled", "interpolated"]
+    assert [row["estimate"] for row in rows] == ["compiled", "extrapolated"]
     assert [row["hours"] for row in rows] == pytest.approx([row["flops"] / 1e12 / 3600 for row in rows])
 
 
