@@ -11,7 +11,7 @@ import sys
 def main() -> int:
     """Exit codes: 0 trained, 1 could not, 2 wrong usage, 130 interrupted, 143 told to stop (SIGTERM), and saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE.py:VARIANT", help="e.g. configs/taae.py:nano")
+    parser.add_argument("--config", required=True, metavar="FILE.py:VARIANT", help="or a resolved config.json")
     parser.add_argument("--workdir", required=True, metavar="DIR", help="run directory, new or to be resumed")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     arguments, overrides = parser.parse_known_args()

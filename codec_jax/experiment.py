@@ -23,11 +23,13 @@ from codec_jax.settings import (
     DataConfig,
     LossConfig,
     MeshConfig,
+    MupConfig,
     OptimConfig,
     PerceptualConfig,
     StageConfig,
     TrainingConfig,
 )
+from codec_jax.storage import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Experiment:
     init_from: str | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    mup: MupConfig = dataclasses.field(default_factory=MupConfig)
 
     @property
     def codec(self) -> Any:
@@ -87,6 +90,8 @@ class Experiment:
             raise UserError(f"data.valid_fraction must lie between 0 and 1, not {data.valid_fraction}.")
         if data.valid is not None and data.train is None:
             raise UserError("data.valid is set but data.train is not: give both, or data.train alone.")
+        if self.mup.base_channels:
+            self._validate_mup()
         for stage in self.stages.values() or [StageConfig()]:
             self._validate_stage(stage)
 
@@ -128,6 +133,18 @@ class Experiment:
                     f"discriminator.in_channels is {self.discriminator.in_channels}, but the codec's audio has "
                     f"{channels}: give as many."
                 )
+
+    def _validate_mup(self) -> None:
+        if self.family != "taae" or models.FAMILIES[self.family].has_codebooks(self.codec):
+            raise UserError("mup.base_channels is for a TAAE without learned codebooks: set it to 0.")
+        base = dataclasses.replace(self.model, channels=self.mup.base_channels)
+        try:
+            dataclasses.replace(self, model=base).codec.validate()
+        except UserError as error:
+            raise UserError(f"mup.base_channels={self.mup.base_channels} is no width of this model: {error}") from error
+        every = (self.optim, *(stage.optim for stage in self.stages.values() if stage.optim))
+        if any(optim.name != "adamw" for optim in every):
+            raise UserError('mup.base_channels scales the steps of Adam: set optim.name to "adamw", or it to 0.')
 
     def _validate_head(self) -> None:
         self.ctc.validate()
@@ -239,11 +256,20 @@ def _coerce(annotation: Any, value: Any, name: str) -> Any:
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Experiment:
     """`configs/taae.py:nano` and flags `--config.optim.learning_rate=3e-4` to a validated Experiment.
 
-    Raises UserError for a missing file or variant, an unknown field, a wrong type, or an impossible combination.
+    Also a resolved config as a run's config.json has it, by its file name. Raises UserError for a missing file or
+    variant, an unknown field, a wrong type, or an impossible combination.
     """
-    experiment = apply_overrides(_call_get_config(spec), overrides)
+    found = _read_resolved(spec) if spec.endswith(".json") else _call_get_config(spec)
+    experiment = apply_overrides(found, overrides)
     experiment.validate()
     return experiment
+
+
+def _read_resolved(file: str) -> Experiment:
+    try:
+        return from_dict(read_json(file))
+    except UserError as error:
+        raise UserError(f"{file} is no resolved config of a run: {error}") from error
 
 
 def _call_get_config(spec: str) -> Experiment:

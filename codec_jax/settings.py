@@ -238,3 +238,13 @@ class MeshConfig:
     replica: int = 1
     fsdp: int = -1
     tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class MupConfig:
+    """Width-transferred initialisation and learning rates of a TAAE (train/mup.py).
+
+    base_channels: `model.channels` that `optim.learning_rate` was found for (0: plain initialisation, and one rate).
+    """
+
+    base_channels: int = 0

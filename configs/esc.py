@@ -5,13 +5,17 @@ import dataclasses
 from codec_jax.experiment import DataConfig, Experiment, LossConfig, OptimConfig, StageConfig, TrainingConfig
 from codec_jax.models.discriminators import DACDiscriminatorConfig
 from codec_jax.models.esc import ESCConfig, VQConfig
+from codec_jax.scaling import ladder
 
 
 def get_config(variant: str = "nano") -> Experiment:
-    """One of VARIANTS; underscores, as upstream writes them, are hyphens too."""
+    """One of VARIANTS, or a rung of the ladder (ladder-30m); underscores, as upstream writes them, are hyphens too."""
     variant = variant.replace("_", "-")
+    if variant.startswith("ladder-"):
+        return ladder.variant(dataclasses.replace(base(), bottleneck=VQConfig(stream_dropout=0.0)), variant)
     if variant not in VARIANTS:
-        raise ValueError(f"configs/esc.py has no variant {variant}: choose from {', '.join(VARIANTS)}")
+        known = ", ".join([*VARIANTS, "ladder-30m"])
+        raise ValueError(f"configs/esc.py has no variant {variant}: choose from {known}, ...")
     return VARIANTS[variant]()
 
 

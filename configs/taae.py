@@ -16,6 +16,7 @@ from codec_jax.losses.spectral import STFTLossConfig
 from codec_jax.models import wavlm
 from codec_jax.models.discriminators import DiscriminatorConfig
 from codec_jax.models.taae import BottleneckConfig, TAAEConfig
+from codec_jax.scaling import ladder
 
 # Of the ablations. Every bottleneck with codes spends exactly 24 bits a frame, 4,800 bit/s at nano's 200 frames a
 # second, and no code is lost to rounding up to whole bits: 16 levels in 6 dimensions (4 · 6), 3 codebooks of 256 words
@@ -25,9 +26,13 @@ PAPER_LEVELS = ((5,) * 6, (9,) * 6, (17,) * 6)
 
 
 def get_config(variant: str = "nano") -> Experiment:
-    """One of VARIANTS."""
+    """One of VARIANTS, or a rung of the ladder: ladder-30m, ladder-2b, of twelve layers a half ladder-30m-d12."""
+    if variant.startswith("ladder-"):
+        return ladder.variant(rung(), variant)
     if variant not in VARIANTS:
-        raise ValueError(f"configs/taae.py has no variant {variant}: choose from {', '.join(VARIANTS)}")
+        raise ValueError(
+            f"configs/taae.py has no variant {variant}: choose from {', '.join(VARIANTS)}, ladder-30m, ..."
+        )
     return VARIANTS[variant]()
 
 
@@ -104,6 +109,23 @@ def _paper(channels: int, depths: tuple[int, int], batch_size: int, steps: int) 
             "adversarial": StageConfig(steps=0.9, losses=judged, discriminate=True),
         },
         training=TrainingConfig(steps=steps),
+    )
+
+
+def rung() -> Experiment:
+    """What all sizes of the ladder share: the paper's shape, its first stage alone, and one bottleneck, 625 bit/s.
+
+    One stage, since the law's loss should be what is trained: discriminators move their own target. One level set, so
+    that all capacity serves the rate that is measured. Losses as nano's, on auraloss' resolutions.
+    """
+    base = large(1024, (8, 20))
+    return dataclasses.replace(
+        base,
+        bottleneck=BottleneckConfig(levels=PAPER_LEVELS[-1]),
+        losses=LossConfig(l1=100.0, stft=1.0, mel=1.0, mrstft=STFTLossConfig()),
+        optim=OptimConfig(learning_rate=8e-4, warmup_steps=1000, final_fraction=0.01),
+        stages={"reconstruction": StageConfig()},
+        training=TrainingConfig(steps=100_000),
     )
 
 

@@ -120,3 +120,17 @@ def test_crops_are_whole_hops():
     config = tiny.experiment()
     assert config.crop_samples == 1600
     assert config.crop_samples % config.codec.model.hop_length == 0
+
+
+def test_a_resolved_config_is_a_config(tmp_path):
+    """What a run stores starts another, flags on top."""
+    file = tmp_path / "resolved.json"
+    file.write_text(experiment.to_json(tiny.experiment()))
+    assert experiment.load_config(str(file)) == tiny.experiment()
+    assert experiment.load_config(str(file), ["--config.training.steps=7"]).training.steps == 7
+    for text, match in ((None, "there is no"), ("[]", "no JSON object"), ('{"family": "x"}', "family is one of")):
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(UserError, match=match):
+            experiment.load_config(str(file))

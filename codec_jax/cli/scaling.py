@@ -5,6 +5,7 @@ import json
 import pathlib
 import sys
 
+from codec_jax.cli import scaling_sweep
 from codec_jax.cli.files import add_verb, write_bytes
 
 FIT, REPORT = "fit.json", "report.md"
@@ -58,8 +59,10 @@ def scaling_fit(arguments: argparse.Namespace) -> None:
 
 def add_verbs(verbs) -> None:
     """The parsers of this module."""
-    p = verbs.add_parser("scaling", help="scaling laws", description="Scaling laws: from runs to a law.")
+    text = "Scaling laws: a sweep planned and priced, run, and fitted."
+    p = verbs.add_parser("scaling", help=text, description=text)
     of_scaling = p.add_subparsers(required=True, metavar="VERB")
+    scaling_sweep.add_verbs(of_scaling)
     _add_fit(of_scaling)
 
 

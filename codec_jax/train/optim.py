@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from codec_jax.experiment import OptimConfig
+from codec_jax.train import mup
 
 PyTree = Any
 
@@ -43,15 +44,18 @@ def inverse(config: OptimConfig) -> optax.Schedule:
     return rate
 
 
-def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, rates: Sequence[float] | None = None) -> optax.GradientTransformation:
     """Directions, not yet scaled by the learning rate, so that a stage can change the schedule and keep the moments.
 
-    Unless `decay_all` says otherwise only plain kernels decay: the length of a weight-normalised one is g.
+    rates: of µP, factors of Adam's step by leaf; decay is left alone. Unless `decay_all` says otherwise only plain
+    kernels decay: the length of a weight-normalised one is g.
     """
     if config.name == "sgd":
         return optax.identity()
+    scaled = [] if rates is None else [optax.stateless(lambda steps, _: mup.scaled(steps, rates))]
     return optax.chain(
         optax.scale_by_adam(config.b1, config.b2),
+        *scaled,
         optax.add_decayed_weights(config.weight_decay, mask=None if config.decay_all else _is_kernel),
     )
 

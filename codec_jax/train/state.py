@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from codec_jax import models
 from codec_jax.experiment import Experiment, OptimConfig
 from codec_jax.models import discriminators, phone_head
-from codec_jax.train import optim
+from codec_jax.train import mup, optim
 from codec_jax.train.stages import Stage
 
 PyTree = Any
@@ -70,7 +70,10 @@ def init(experiment: Experiment, stage: Stage) -> State:
     seed = jax.random.key(experiment.training.seed)
     codec_key, train_key = jax.random.split(seed)
     variables = dict(models.FAMILIES[experiment.family].init(experiment.codec, codec_key))
-    players = {CODEC: _player(variables.pop("params"), stage.optim, bool(experiment.optim.ema_decay))}
+    params, factors = variables.pop("params"), mup.factors(experiment)
+    if factors:
+        params = mup.scaled(params, factors.initial)
+    players = {CODEC: _player(params, stage.optim, bool(experiment.optim.ema_decay), factors and factors.rate)}
     if stage.discriminator_optim is not None:
         params = discriminators.init(experiment.discriminator, jax.random.fold_in(seed, 1))
         players[DISCRIMINATOR] = _player(params, stage.discriminator_optim, False)
@@ -94,8 +97,9 @@ def _guard(players: Iterable[str]) -> Guard:
     return Guard(none, none, dict.fromkeys(names, none), dict.fromkeys(names, jnp.float32(0.0)))
 
 
-def _player(params: PyTree, config: OptimConfig, averaged: bool) -> Player:
-    return Player(params, optim.optimizer(config).init(params), jax.tree.map(jnp.copy, params) if averaged else None)
+def _player(params: PyTree, config: OptimConfig, averaged: bool, rates: tuple[float, ...] | None = None) -> Player:
+    opt_state = optim.optimizer(config, rates).init(params)
+    return Player(params, opt_state, jax.tree.map(jnp.copy, params) if averaged else None)
 
 
 def _no_idle(experiment: Experiment) -> Int[Array, "codebook codeword"]:

@@ -20,7 +20,7 @@ from codec_jax import models
 from codec_jax.experiment import Experiment
 from codec_jax.models.protocol import Keys, spread
 from codec_jax.quantizers.vq import POINTS
-from codec_jax.train import codebooks, objective, optim, sharding, teachers
+from codec_jax.train import codebooks, mup, objective, optim, sharding, teachers
 from codec_jax.train.stages import Stage
 from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Guard, Player, State, init
 from codec_jax.train.teachers import Teachers
@@ -205,7 +205,8 @@ def _moved(
     assert config is not None
     turns = len(_turns(experiment, stage))
     rate = optim.learning_rate(config, -(-stage.steps // turns))((state.step - stage.start) // turns)
-    directions, opt_state = optim.optimizer(config).update(
+    factors = mup.factors(experiment) if name == CODEC else None
+    directions, opt_state = optim.optimizer(config, factors and factors.rate).update(
         optim.clip(grads, norm, config.clip_norm), player.opt_state, player.params
     )
     params = optim.descend(player.params, directions, rate, stage.freeze if name == CODEC else ())

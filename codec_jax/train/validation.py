@@ -8,7 +8,7 @@ from etils import epath
 
 from codec_jax.audio import files
 from codec_jax.codec import Codec
-from codec_jax.evaluate import metrics, pictures
+from codec_jax.evaluate import metrics, pictures, spectra
 from codec_jax.losses import ctc
 from codec_jax.models import phone_head
 
@@ -17,15 +17,16 @@ _BATCH = 8
 
 
 def evaluate(codec: Codec, clips: Sequence[Clip], samples: epath.Path, max_samples: int) -> dict[str, float]:
-    """Means over the clips of mel distance, STOI and SI-SDR, and of the first two for a control.
+    """Means over the clips of mel distance, STOI, SI-SDR and TAAE's two distances, and of the first two for a control.
 
-    The control of a clip is the same with the codes of the next clip decoded: what a codec that ignores its input
-    would score. Writes reference, reconstruction and a spectrogram of the first `max_samples` clips to `samples`.
+    `mel_distance` is ESC's, `stft_distance_taae` and `mel_distance_taae` are those of evaluate/spectra.py. The control
+    of a clip is the same with the codes of the next clip decoded: what a codec that ignores its input would score.
+    Writes reference, reconstruction and a spectrogram of the first `max_samples` clips to `samples`.
     """
     decoded = reconstruct(codec, [audio for _, audio in clips])
     rows, controls = [], []
     for i, (_, reference) in enumerate(clips):
-        rows.append(metrics.all_metrics(reference[0], decoded[i][0], codec.sample_rate))
+        rows.append(figures(reference[0], decoded[i][0], codec.sample_rate))
         other = decoded[(i + 1) % len(clips)][0]
         count = min(reference.shape[1], len(other))
         controls.append(metrics.all_metrics(reference[0, :count], other[:count], codec.sample_rate))
@@ -37,6 +38,15 @@ def evaluate(codec: Codec, clips: Sequence[Clip], samples: epath.Path, max_sampl
             f"valid/{name}_control": metrics.finite_mean([row[name] for row in controls])
             for name in ("mel_distance", "stoi")
         },
+    }
+
+
+def figures(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """What validation says of one clip [time]: NaN for what is not defined of it."""
+    return {
+        **metrics.all_metrics(reference, estimate, sample_rate),
+        "stft_distance_taae": spectra.stft_distance_taae(reference, estimate),
+        "mel_distance_taae": spectra.mel_distance_taae(reference, estimate, sample_rate),
     }
 
 

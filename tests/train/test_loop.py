@@ -41,6 +41,7 @@ def test_what_a_run_leaves(finished):
     assert train == [1, 2, 4, 6]
     assert [row["step"] for row in valid] == [0, 3, 6]
     assert {"valid/stoi", "valid/si_sdr", "valid/mel_distance_control", "valid/stoi_control"} <= set(valid[0])
+    assert {"valid/stft_distance_taae", "valid/mel_distance_taae"} <= set(valid[0])
     assert {"train/l1", "train/stft", "train/grad_norm", "train/steps_per_second"} <= set(rows(finished)[1])
     for step in (0, 3, 6):
         samples = finished / "samples" / f"step_{step:07d}"
