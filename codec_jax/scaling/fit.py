@@ -198,10 +198,11 @@ def _letters(ends: Ends, least_loss: float) -> dict[str, Any]:
     """E, A, alpha, B, beta in their own units; an E that ran away is 0."""
     found = {}
     for i, name in enumerate(LETTERS):
-        low = 0.0 if name == "E" and ends.open_low[i] else math.exp(ends.low[i])
-        found[name] = _interval(math.exp(ends.value[i]), low, math.exp(ends.high[i]))
-    if found["E"]["value"] < 1e-4 * least_loss:
-        found["E"]["value"] = 0.0
+        value, low = math.exp(ends.value[i]), math.exp(ends.low[i])
+        if name == "E":
+            value = value if value >= 1e-4 * least_loss else 0.0
+            low = 0.0 if ends.open_low[i] else low
+        found[name] = _interval(value, low, math.exp(ends.high[i]))
     return found
 
 
