@@ -256,6 +256,12 @@ def test_killed_stopped_and_resumed_is_the_uninterrupted_sweep(corpus, tmp_path)
     assert "2 done" in said
     for ours, theirs in zip(found.entries, whole.entries):
         assert figures(ours) == figures(theirs)
+    fits = []
+    for one in (found, whole):  # two runs are no law, and what there is to say of them is the same
+        assert cli.main(["scaling", "fit", str(one.directory), "-o", str(one.directory / "fit")]) == 1
+        fits.append((one.directory / "fit" / "fit.json").read_bytes())
+    assert fits[0] == fits[1]
+    assert b"refused" in fits[0]
     before = [(entry.workdir / "metrics.jsonl").stat().st_mtime_ns for entry in found.entries]
     said = launch(found).communicate(timeout=300)[0]
     assert said.count("done already") == 2
