@@ -34,7 +34,7 @@ def extrapolate(
     compute: Float[np.ndarray, "run"],
     loss: Float[np.ndarray, "run"],
 ) -> Holdout | str:
-    """Without the costliest fifth of the runs (all of one compute, or none), or why that cannot be done."""
+    """Without the costliest runs, a fifth or more (all of one compute, or none), or why that cannot be done."""
     held = _largest(compute)
     kept = np.setdiff1d(np.arange(len(loss)), held)
     logs, losses = (np.log(params), np.log(audio_seconds)), np.log(loss)
