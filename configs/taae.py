@@ -65,7 +65,7 @@ def small_adversarial() -> Experiment:
     judged = dataclasses.replace(plain.losses, adversarial=0.1, feature_matching=5.0)
     return dataclasses.replace(
         plain,
-        model=TAAEConfig(patch_size=40, channels=256, transformer_depths=(2, 4), sliding_window=(15, 16)),
+        model=TAAEConfig(patch_size=40, channels=256, transformer_depths=(2, 4), sliding_window=(15, 16), unroll=True),
         discriminator=DiscriminatorConfig(filters=8, stride=(1, 2)),
         optim=dataclasses.replace(plain.optim, learning_rate=1e-3, schedule="wsd", warmup_steps=200),
         stages={
@@ -197,6 +197,7 @@ def small_ctc() -> Experiment:
     plain = small()
     return dataclasses.replace(
         plain,
+        model=dataclasses.replace(plain.model, unroll=True),
         data=DataConfig(batch_size=8, crop_seconds=2.0),
         losses=LossConfig(mel=1.0, ctc=5.0),
         optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, final_fraction=0.01, ema_decay=0.99),
