@@ -144,11 +144,10 @@ def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, w
 def compiler_options(platform: str) -> dict[str, str]:
     """XLA's options for the step.
 
-    On CPU, of jaxlib 0.10's YNNPACK fusions sums alone: with all of them the backward pass takes 1.7 times as long,
-    and with none XLA sums gradients over batch and time in windows of 32, ten times as slowly. Releases that do not
-    know the option keep their defaults.
+    On CPU the fusions of jaxlib 0.10's YNNPACK make the backward pass 1.7 times slower; releases that do not know the
+    option keep their defaults. Its sums alone are faster than XLA's: docs/training.md.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
     if platform != "cpu":
         return {}
     try:

@@ -20,8 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 18
 
 
-def launch(workdir, corpus, devices=1, mesh=(1, 1, 1), optimiser="sgd", family="taae", **environment):
-    arguments = [str(x) for x in (workdir, corpus, devices, *mesh, STEPS, optimiser, family)]
+def launch(workdir, corpus, devices=1, mesh=(1, 1, 1), optimiser="sgd", family="taae", steps=STEPS, **environment):
+    arguments = [str(x) for x in (workdir, corpus, devices, *mesh, steps, optimiser, family)]
     return subprocess.Popen(
         [sys.executable, "-m", "tests.train.target", *arguments],
         cwd=ROOT,
@@ -38,9 +38,9 @@ def finish(process):
     return output
 
 
-def players(workdir):
+def players(workdir, steps=STEPS):
     found = checkpoint.restore_subtree(workdir / "checkpoints", ("players",))
-    assert found[1] == STEPS
+    assert found[1] == steps
     return found[0]
 
 
@@ -109,19 +109,23 @@ def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path
     close(players(workdir), uninterrupted)
 
 
-def test_two_processes_are_one(corpus, uninterrupted, tmp_path):
-    """Two processes of four devices each over loopback: every one reads half of every batch."""
+def test_two_processes_are_one(corpus, tmp_path):
+    """Two processes of four devices over loopback, each reading half of every batch, are one process of eight.
+
+    After six steps, two of warm-up and four of both players: what collectives round differently grows with every step.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     workdir = tmp_path / "run"
     joined = [
         launch(
-            workdir, corpus, 4, (1, 8, 1),
+            workdir, corpus, 4, (1, 8, 1), steps=6,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
     ]  # fmt: skip
     for process in joined:
         finish(process)
-    close(players(workdir), uninterrupted)
+    finish(launch(tmp_path / "one", corpus, 8, (1, 8, 1), steps=6))
+    close(players(workdir, 6), players(tmp_path / "one", 6))
