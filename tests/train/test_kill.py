@@ -112,7 +112,8 @@ def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path
 def test_two_processes_are_one(corpus, tmp_path):
     """Two processes of four devices over loopback, each reading half of every batch, are one process of eight.
 
-    After six steps, two of warm-up and four of both players: what collectives round differently grows with every step.
+    After six steps, two of warm-up and four of both players: after eighteen, one kind of CPU was 1.24e-6 apart, of
+    1.08e-6 allowed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
