@@ -70,8 +70,9 @@ def test_streams_custom_stages_and_odd_names_round_trip():
     for name in ("custom", "train", "4x729_1000bps", "1x46656_400bps"):
         assert Encoded.from_bytes(encoded(Rate(name, preset), [5]).to_bytes()).rate == Rate(name, preset)
     for streams in (1, 6):
-        enc = esc([500, 20], streams)
-        assert Encoded.from_bytes(enc.to_bytes()) == enc
+        for frames in ([500, 20], [0], [0, 0]):  # without a frame, one stream's file is as long as six
+            enc = esc(frames, streams)
+            assert Encoded.from_bytes(enc.to_bytes()) == enc
 
 
 def test_equality_sees_every_field():

@@ -44,9 +44,9 @@ def cut_to(fields: dict, there: int) -> dict:
     """The fields of a file that was cut to `there` bytes of payload just behind a stream: those of fewer streams."""
     rate, sizes, frames = fields["rate"], fields["codebook_sizes"], fields["frames"].tolist()
     parts = layers(rate, sizes)
-    ends = itertools.accumulate(size(frames, [books], sizes) for books in parts)
-    for count, end in enumerate(itertools.islice(ends, len(parts) - 1), start=1):
-        if end == there:
+    ends = list(itertools.accumulate(size(frames, [books], sizes) for books in parts))
+    for count, end in enumerate(ends, start=1):
+        if end == there < ends[-1]:  # of clips without a frame, all streams end where the first does
             return {**fields, "rate": rate_of_streams(count), "codebook_sizes": sizes[: parts[count - 1].stop]}
     return fields
 
