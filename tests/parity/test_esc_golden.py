@@ -148,8 +148,12 @@ def test_every_quantiser(case, activations):
 
 
 def compare_codebook(case, prefix, z, codebook):
-    assert relative(z, case.tensors[f"{prefix}.z_e"]) < 2e-5, prefix
-    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (np.asarray(z), np.asarray(codebook))]
+    """Vectors as recorded, and margins of the recorded ones: what is left of a vector by two codewords is short, and at
+    its unit length roundoff is many times what it was.
+    """
+    recorded = case.tensors[f"{prefix}.z_e"]
+    assert relative(z, recorded) < 2e-5, prefix
+    unit = [x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (recorded, np.asarray(codebook))]
     distances = np.sort(2 - 2 * unit[0] @ unit[1].T, axis=-1)
     np.testing.assert_allclose(distances[..., 1] - distances[..., 0], case.tensors[f"{prefix}.margin"], atol=1e-5)
 
