@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 from codec_jax.errors import UserError
 from codec_jax.models import discriminators
@@ -46,6 +47,18 @@ def test_spectrogram(samples):
 def test_normalised():
     audio = np.array([[0.1, 0.5, 0.3], [2.0, 2.0, 2.0]], np.float32)
     np.testing.assert_allclose(dac.normalised(jnp.asarray(audio)), [[-0.8, 0.8, 0], [0, 0, 0]], atol=1e-7)
+
+
+def test_of_two_peaks_the_first_alone_is_moved():
+    """As in PyTorch, which takes the peak by its place; JAX's own `max` divides its gradient by how many equal it."""
+    audio = np.array([[0.5, -0.25, -0.5, 0.25], [0.1, 0.3, -0.2, -0.2]], np.float32)
+    weights = np.random.default_rng(0).standard_normal(audio.shape).astype(np.float32)
+    ours = jax.grad(lambda x: (weights * dac.normalised(x)).sum())(jnp.asarray(audio))
+    x = torch.from_numpy(audio).requires_grad_()
+    centred = x - x.mean(-1, keepdim=True)
+    theirs = 0.8 * centred / (centred.abs().max(-1, keepdim=True)[0] + 1e-9)
+    (torch.from_numpy(weights) * theirs).sum().backward()
+    np.testing.assert_allclose(ours, x.grad, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("periods", "fft_sizes"), [((3,), (16,)), ((7,), (8,)), ((2, 11), ()), ((), (64, 32))])

@@ -79,7 +79,16 @@ def normalised(audio: Float[Array, "batch time"]) -> Float[Array, "batch time"]:
     """Without its mean, and scaled to a peak of 0.8; float32."""
     centred = audio.astype(jnp.float32)
     centred = centred - centred.mean(-1, keepdims=True)
-    return _PEAK * centred / (jnp.abs(centred).max(-1, keepdims=True) + _SILENCE)
+    return _PEAK * centred / (_peak(centred) + _SILENCE)
+
+
+def _peak(audio: Float[Array, "batch time"]) -> Float[Array, "batch 1"]:
+    """The largest absolute value, by its place: the gradient of `max` asks which values equal it, and where a compiler
+    has computed them twice, in two orders of summation, none does. That is 0 / 0.
+    """
+    size = jnp.abs(audio)
+    there = jnp.arange(audio.shape[-1]) == size.argmax(-1, keepdims=True)
+    return jnp.where(there, size, 0.0).sum(-1, keepdims=True)
 
 
 def phases(audio: Float[Array, "batch time"], period: int) -> Float[Array, "batch phase frame"]:
