@@ -138,20 +138,23 @@ def test_later_steps_are_as_near_as_pytorch_comes(golden, trajectory):
     """AdamW makes whole steps of gradients that roundoff decides, so that a single run is a draw: the twin's, in
     float64 and with last bits of the audio changed, are up to 2 % (total) and 12 % (codebook term) from the recorded
     one. Of as many draws of ours the middle one is asked to be no farther off than the farthest of those.
+
+    How far is one number a draw, the mean over steps and losses in units of the farthest twin's: of equals, the middle
+    of nine beats the farthest of nine once in 68 comparisons, and fifteen of them would fail on one CPU in ten.
     """
     training, recorded, ours, _ = trajectory
     name, seeds = training.case.name, range(1, 9)
     theirs = [twin_steps(golden, name, torch.float64, 0), *(twin_steps(golden, name, torch.float32, s) for s in seeds)]
     draws = [ours, *(five_steps(training, seed)[0] for seed in seeds)]
+    figures = [(n, loss) for n in range(2, 5) for loss in ("loss", *LOSSES)]
 
-    def off(runs, n, loss):
-        return [abs(steps[n][loss] - recorded[n][loss]) for steps in runs]
+    def off(runs):
+        return np.array([[abs(steps[n][loss] - recorded[n][loss]) for n, loss in figures] for steps in runs])
 
-    for n in range(2, 5):
-        for loss in ("loss", *LOSSES):
-            assert np.median(off(draws, n, loss)) <= max(off(theirs, n, loss)), (n, loss)
-    missed = max(max(off(theirs, n, "loss")) / recorded[n]["loss"] for n in range(2, 5))
-    assert missed > 2e-3  # else the test above should pass
+    farthest = off(theirs).max(0)
+    assert np.median((off(draws) / farthest).mean(1)) <= (off(theirs) / farthest).mean(1).max()
+    totals = [figures.index((n, "loss")) for n in range(2, 5)]
+    assert max(farthest[totals] / [recorded[n]["loss"] for n in range(2, 5)]) > 2e-3  # else the test above should pass
 
 
 def test_five_steps_go_upstreams_way(golden, trajectory):
