@@ -144,10 +144,10 @@ def _jitted(experiment: Experiment, stage: Stage, abstract: State, mesh: Mesh, w
 def compiler_options(platform: str) -> dict[str, str]:
     """XLA's options for the step.
 
-    On CPU the fusions of jaxlib 0.10's YNNPACK make the backward pass 1.7 times slower; releases that do not know the
-    option keep their defaults. Its sums alone are faster than XLA's: docs/training.md.
+    On CPU jaxlib 0.10's YNNPACK makes the backward pass 1.7 times slower, all but its sums, which are faster than
+    XLA's: docs/training.md. Releases that do not know the option keep their defaults.
     """
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
     if platform != "cpu":
         return {}
     try:
