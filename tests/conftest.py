@@ -13,7 +13,7 @@ jax.config.update(
     "jax_compilation_cache_dir",
     os.environ.get("CODEC_JAX_TEST_CACHE", str(pathlib.Path(tempfile.gettempdir()) / "codec_jax_test_cache")),
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 from jaxtyping import install_import_hook  # noqa: E402
 
@@ -29,14 +29,24 @@ from tests.parity.recipe import RecipeTensors  # noqa: E402
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
+COMPUTE = {"test_bench.py", "test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
+LONGEST = {"multidevice", "parity", "train"}
 SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Compilation is most of a test, and LLVM's optimisations half of that: parity and slow tests alone have them."""
-    whole = item.get_closest_marker("slow") or item.path.parent.name in ("parity", "pytorch")
+    """Compilation is most of a test, and LLVM's optimisations half of that: what is compared with others' programs, plans,
+    and long computations have them, and nothing else.
+    """
+    whole = item.path.parent.name in ("parity", "pytorch") or item.path.name in COMPUTE
     jax.config.update("jax_disable_most_optimizations", not whole)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest files first: whichever comes last keeps one core waiting."""
+    items.sort(key=lambda item: not {item.path.name, item.path.parent.name} & LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,13 +19,16 @@ STAGES = [([5] * 3, 1.0), ([5] * 3, 0.25)]
 
 def variables(cfg: taae.Config = CONFIG, seed: int = 0):
     """Fresh, but with branches and latents large enough that nothing hides behind a layer scale of 1e-5."""
-    params = nn.unbox(taae.init(cfg, jax.random.key(seed)))["params"]
 
     def enlarge(path, leaf):
         name = jax.tree_util.keystr(path)
         return leaf * 0 + 0.5 if "_scale" in name else leaf * 3 if "conv_out" in name and "'g'" in name else leaf
 
-    return {"params": jax.tree_util.tree_map_with_path(enlarge, params)}
+    @jax.jit  # one program: operation by operation, it is two hundred
+    def fresh(key):
+        return jax.tree_util.tree_map_with_path(enlarge, nn.unbox(taae.init(cfg, key))["params"])
+
+    return {"params": fresh(jax.random.key(seed))}
 
 
 def codec(cfg: taae.Config = CONFIG, seed: int = 0) -> Codec:

@@ -33,8 +33,8 @@ def variables_of(cfg, seed=0):
     variables = nn.unbox(jax.jit(lambda key: esc.init(cfg, key))(jax.random.key(seed)))
     leaves, structure = jax.tree.flatten(variables["params"])
     rng = np.random.default_rng(seed)
-    noisy = [leaf + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
-    return {**variables, "params": jax.tree.unflatten(structure, noisy)}
+    noisy = [np.asarray(leaf) + 0.1 * rng.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves]
+    return {**variables, "params": jax.device_put(jax.tree.unflatten(structure, noisy))}
 
 
 def noise(*shape, seed=0):

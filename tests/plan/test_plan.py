@@ -63,7 +63,7 @@ def test_state_is_cut_over_all_chips(planned):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("axes", [(1, -1, 1), (2, -1, 1), (1, 2, 2)])
+@pytest.mark.parametrize("axes", [(2, -1, 1), (1, 2, 2)])
 def test_no_tensor_carries_the_global_batch(axes):
     """13 clips per data shard, 38 frames and 19 latents a clip: sizes that nothing else here has."""
     config = dataclasses.replace(experiment(), mesh=MeshConfig(*axes))
