@@ -1,5 +1,7 @@
 """The TAAE module tree: sizes, layouts, switches, masks, and configs that cannot be."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -86,24 +88,24 @@ def test_every_parameter_names_its_axes():
     assert block["self_attn"]["to_qkv"]["kernel"].names == ("layers", "embed", None, "heads", "head_dim")
 
 
+@functools.cache
+def value_and_gradient(**fields):
+    """Of a training pass of two layers a stage, run as `fields` say."""
+    variables = tiny.variables(tiny.changed(tiny.CONFIG, model=tiny.changed(tiny.MODEL, transformer_depths=(2, 2))))
+    audio = jax.random.normal(jax.random.key(2), (2, 400, 1))
+    cfg = tiny.changed(tiny.CONFIG, model=tiny.changed(tiny.MODEL, transformer_depths=(2, 2), **fields))
+
+    def loss(v):
+        keys = spread(jax.random.key(1), jnp.arange(2))
+        return jnp.square(taae.forward(cfg, v, audio, keys, train=True).audio).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(variables)
+
+
 @pytest.mark.parametrize(
     "change", [{"unroll": True}, {"remat": "full"}, {"remat": "dots"}, {"attention_impl": "blocked"}]
 )
 def test_how_it_runs_does_not_change_what_it_computes(change):
-    variables = tiny.variables(tiny.changed(tiny.CONFIG, model=tiny.changed(tiny.MODEL, transformer_depths=(2, 2))))
-    audio = jax.random.normal(jax.random.key(2), (2, 400, 1))
-
-    def value_and_gradient(**fields):
-        model = tiny.changed(tiny.MODEL, transformer_depths=(2, 2), **fields)
-        cfg = tiny.changed(tiny.CONFIG, model=model)
-
-        def loss(v):
-            return jnp.square(
-                taae.forward(cfg, v, audio, spread(jax.random.key(1), jnp.arange(2)), train=True).audio
-            ).mean()
-
-        return jax.jit(jax.value_and_grad(loss))(variables)
-
     plain, changed = value_and_gradient(), value_and_gradient(**change)
     np.testing.assert_allclose(plain[0], changed[0], rtol=1e-5)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain[1]))
