@@ -29,7 +29,7 @@ from tests.parity.recipe import RecipeTensors  # noqa: E402
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
-COMPUTE = {"test_bench.py", "test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
+COMPUTE = {"test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
 LONGEST = {"multidevice", "parity", "train"}
 SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
 
