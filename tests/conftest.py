@@ -29,9 +29,9 @@ from tests.parity.recipe import RecipeTensors  # noqa: E402
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
-COMPUTE = {"test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
-LONGEST = {"multidevice", "parity", "train"}
 SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
+OPTIMISED = {"parity", "pytorch", "test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
+LONGEST = {"multidevice", "parity", "train"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,14 +39,13 @@ def pytest_runtest_setup(item):
     """Compilation is most of a test, and LLVM's optimisations half of that: what is compared with others' programs, plans,
     and long computations have them, and nothing else.
     """
-    whole = item.path.parent.name in ("parity", "pytorch") or item.path.name in COMPUTE
-    jax.config.update("jax_disable_most_optimizations", not whole)
+    jax.config.update("jax_disable_most_optimizations", OPTIMISED.isdisjoint((item.path.parent.name, item.path.name)))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """The longest files first: whichever comes last keeps one core waiting."""
-    items.sort(key=lambda item: not {item.path.name, item.path.parent.name} & LONGEST)
+    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -67,7 +67,7 @@ def test_residual_vq():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("freeze", [("encoder/stage_0", "encoder/conv_in"), ("decoder/stage_1",)])
+@pytest.mark.parametrize("freeze", [("encoder",), ("encoder/stage_0", "encoder/conv_in"), ("decoder/stage_1",)])
 def test_frozen_parts_cost_no_gradient(freeze):
     costs, compiled = both_counts(experiment(StageConfig(freeze=freeze)))
     assert cost.total(costs, recompute=True) == pytest.approx(compiled, rel=0.03)
