@@ -152,25 +152,21 @@ def test_two_players_on_other_meshes(single_adversarial, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "meshes"),
-    [("csvq+transformer", [(1, 8, 1), (2, 2, 2)]), ("rvq+convolution", [(2, 2, 2)])],
-)
-def test_esc_on_meshes(name, meshes):
+@pytest.mark.parametrize("name", ["csvq+transformer", "rvq+convolution"])
+def test_esc_on_a_mesh(name):
     """The other family, with DAC's judges: windows, quantisers, phases as clips, and statistics of batch norms over all.
 
     In their own game: of a hinge before any logit has passed the margin, the two sides of `conv_post` nearly cancel.
     """
     config = tiny_esc.experiment(name)
     clips = np.asarray(jax.random.normal(jax.random.key(6), (8, 1, config.crop_samples))) * 0.1
-    wanted, *found = (
-        found_on(dataclasses.replace(config, mesh=MeshConfig(*mesh)), clips) for mesh in ((1, 1, 1), *meshes)
+    wanted, found = (
+        found_on(dataclasses.replace(config, mesh=MeshConfig(*mesh)), clips) for mesh in ((1, 1, 1), (2, 2, 2))
     )
     assert set(wanted[1]) == {CODEC, DISCRIMINATOR}
-    for other in found:
-        np.testing.assert_array_equal(other[2]["usage"], wanted[2]["usage"])
-        compare(other, wanted)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), other[4], wanted[4])
+    np.testing.assert_array_equal(found[2]["usage"], wanted[2]["usage"])
+    compare(found, wanted)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found[4], wanted[4])
 
 
 def after_five(mesh_config):
