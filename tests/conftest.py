@@ -31,7 +31,11 @@ SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 GOLDEN = pathlib.Path(os.environ.get("CODEC_JAX_GOLDEN", SHARED / "golden"))
 SPEECH = pathlib.Path(os.environ.get("CODEC_JAX_SPEECH", SHARED / "speech"))
 OPTIMISED = {"parity", "pytorch", "test_convert_full.py", "test_long_audio.py", "test_nano.py", "test_plan.py"}
-LONGEST = {"multidevice", "parity", "train"}
+LONGEST = {"multidevice", "parity", "train", "test_long_audio.py", "test_runner.py", "test_intervals.py"}
+
+
+def _is_in(names, item):
+    return not names.isdisjoint((item.path.parent.name, item.path.name))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,13 +43,13 @@ def pytest_runtest_setup(item):
     """Compilation is most of a test, and LLVM's optimisations half of that: what is compared with others' programs, plans,
     and long computations have them, and nothing else.
     """
-    jax.config.update("jax_disable_most_optimizations", OPTIMISED.isdisjoint((item.path.parent.name, item.path.name)))
+    jax.config.update("jax_disable_most_optimizations", not _is_in(OPTIMISED, item))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """The longest files first: whichever comes last keeps one core waiting."""
-    items.sort(key=lambda item: item.path.parent.name not in LONGEST)
+    items.sort(key=lambda item: not _is_in(LONGEST, item))
 
 
 @pytest.fixture(autouse=True, scope="module")
