@@ -13,6 +13,7 @@ from codec_jax.models import taae
 MODEL = taae.TAAEConfig(
     patch_size=20, channels=16, transformer_depths=(1, 1), sliding_window=(3, 4), head_dim=8, latent_dim=3
 )
+ONE_STAGE = dataclasses.replace(MODEL, transformer_depths=(1,), c_mults=(1,), strides=(2,))
 CONFIG = taae.Config(MODEL, taae.BottleneckConfig(levels=(5,) * 3, train_levels=((3,) * 3, (5,) * 3)))
 STAGES = [([5] * 3, 1.0), ([5] * 3, 0.25)]
 
@@ -36,11 +37,11 @@ def codec(cfg: taae.Config = CONFIG, seed: int = 0) -> Codec:
 
 
 def experiment(**training) -> Experiment:
-    """A run of seconds; batch of 8 so that eight devices can share it."""
+    """A run of seconds; batch of 8 so that eight devices can share it. What a step does to two stages, it does to one."""
     rhythm = {"steps": 6, "log_every": 2, "eval_every": 3, "checkpoint_every": 3, "max_samples": 1}
     return Experiment(
         family="taae",
-        model=MODEL,
+        model=ONE_STAGE,
         bottleneck=CONFIG.bottleneck,
         data=DataConfig(batch_size=8, crop_seconds=0.1, max_valid_clips=2, num_threads=1, prefetch=8),
         losses=LossConfig(l1=1.0, stft=1.0, mrstft=STFTLossConfig((64,), (16,), (64,))),

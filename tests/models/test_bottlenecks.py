@@ -143,7 +143,7 @@ def test_configs_older_than_the_kinds_load():
     data = experiment.to_dict(tiny.experiment())
     data["bottleneck"] = {name: data["bottleneck"][name] for name in ("levels", "train_levels", "noise_dropout")}
     assert experiment.from_dict(data) == tiny.experiment()
-    assert experiment.codec_from_dict(data) == ("taae", tiny.CONFIG)
+    assert experiment.codec_from_dict(data) == ("taae", tiny.experiment().codec)
 
 
 @pytest.mark.parametrize(

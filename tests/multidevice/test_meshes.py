@@ -31,7 +31,7 @@ def experiment(mesh, adversarial=False, optim=None, discriminator=None, losses=A
     return dataclasses.replace(
         base,
         mesh=mesh,
-        model=tiny.changed(tiny.MODEL, **fields),
+        model=tiny.changed(tiny.ONE_STAGE, **fields),
         stages={"only": stage},
         discriminator=discriminator or small,
         discriminator_seconds=0.0 if discriminator else 0.00625,  # 100 samples

@@ -20,7 +20,7 @@ from tests import tiny, tiny_esc
 
 def experiment(channels=32, base=16, **fields):
     plain = tiny.experiment()
-    model = tiny.changed(plain.model, channels=channels)
+    model = tiny.changed(tiny.MODEL, channels=channels)
     return dataclasses.replace(plain, model=model, mup=MupConfig(base), **fields)
 
 

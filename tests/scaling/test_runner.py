@@ -19,7 +19,6 @@ from codec_jax.train import loop
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-CACHE = os.environ.get("CODEC_JAX_TEST_CACHE", "/tmp/codec_jax_test_cache")
 
 
 def base(corpus, **training):
@@ -209,11 +208,7 @@ def figures(entry):
 
 
 def launch(found, *flags):
-    environment = {
-        **os.environ,
-        "JAX_COMPILATION_CACHE_DIR": CACHE,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    }
+    environment = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # as in conftest.py
     command = [sys.executable, "-m", "codec_jax", "scaling", "run", str(found.directory), *flags]
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -4,15 +4,11 @@ python -m tests.train.target WORKDIR CORPUS DEVICES REPLICA FSDP TENSOR STEPS OP
 """
 
 import dataclasses
-import os
 import sys
-import tempfile
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", int(sys.argv[3]))
-jax.config.update("jax_compilation_cache_dir", os.environ.get("CODEC_JAX_TEST_CACHE", tempfile.gettempdir() + "/cjx"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_disable_most_optimizations", True)  # as in conftest.py: compiling is most of it
 
 from codec_jax.experiment import LossConfig, MeshConfig, OptimConfig, StageConfig  # noqa: E402

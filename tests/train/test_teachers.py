@@ -204,7 +204,9 @@ def test_a_codec_of_another_family_or_size_is_no_beginning(tmp_path):
     mesh = sharding.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     Codec("esc", tiny_esc.CONFIG, tiny_esc.variables()).save(tmp_path / "esc")
     deeper = dataclasses.replace(
-        tiny.CONFIG, model=dataclasses.replace(tiny.MODEL, latent_dim=4), bottleneck=BottleneckConfig(levels=(5,) * 4)
+        tiny.CONFIG,
+        model=dataclasses.replace(tiny.ONE_STAGE, latent_dim=4),
+        bottleneck=BottleneckConfig(levels=(5,) * 4),
     )
     tiny.codec(deeper).save(tmp_path / "wider")
     checkpoints = checkpoint.Checkpoints(tmp_path / "none", keep=1)
