@@ -33,6 +33,14 @@ def experiment():
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _flags_of_cpus_aside():
+    """libtpu reads XLA_FLAGS too, and ends the process at one it does not know."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("XLA_FLAGS", raising=False)
+        yield
+
+
 @pytest.fixture(scope="module")
 def planned():
     return plan.plan(experiment(), "v5e:2x2", batch_per_device=3)
