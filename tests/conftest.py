@@ -98,7 +98,7 @@ def rng():
 @pytest.fixture(scope="session")
 def recipe():
     """Upstream's config and state_dict of a small model, from a recipe, so that a plain clone has one."""
-    from tests.parity.recipe import RecipeTensors
+    from tests.parity.recipe import RecipeTensors  # it imports codec_jax, which the hook above must come before
 
     expected = json.loads((pathlib.Path(__file__).parent / "parity" / "taae_recipe.json").read_text())
     tensors = RecipeTensors({name: tuple(shape) for name, shape in expected["shapes"].items()}, expected["salt"])

@@ -84,12 +84,12 @@ def test_initial_values_are_scaled():
     config = experiment()
     (stage,) = stages.resolve(config)
     build = lambda c: nn.unbox(state.init(c, stage)).players["codec"]
-    ours, plain = jax.jit(lambda: (build(config), build(dataclasses.replace(config, mup=MupConfig()))))()
+    # Not jitted: fused with the factor, the draw's own product and sum may round otherwise.
+    ours, plain = build(config), build(dataclasses.replace(config, mup=MupConfig()))
     for module in ("encoder", "decoder"):
         for name in ("v", "g"):
             a, b = ours.params[module]["conv_out"][name], plain.params[module]["conv_out"][name]
-            # Drawn from [-r, r] as 2 r u - r: near zero, half a last bit of r is more than one of the value.
-            np.testing.assert_allclose(a, b * 0.5**0.5, rtol=1e-6, atol=1e-7 * np.abs(b).max())
+            np.testing.assert_allclose(a, b * 0.5**0.5, rtol=1e-6)
     np.testing.assert_array_equal(ours.params["encoder"]["conv_in"]["v"], plain.params["encoder"]["conv_in"]["v"])
     np.testing.assert_array_equal(ours.ema["encoder"]["conv_out"]["g"], ours.params["encoder"]["conv_out"]["g"])
 
