@@ -24,13 +24,13 @@ def nano() -> Experiment:
     return dataclasses.replace(
         _upstream(),
         model=ESCConfig(h_dims=(16, 24, 32, 48, 64, 96), num_heads=(1, 2, 2, 4, 4), mlp_ratio=2.0),
-        bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8), stream_dropout=0.5),
+        bottleneck=VQConfig(codebook_dims=(16, 16, 12, 12, 8, 8), stream_dropout=0.3),
         data=DataConfig(batch_size=4, crop_seconds=0.955),
         optim=OptimConfig(
-            learning_rate=2e-3, warmup_steps=50, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
+            learning_rate=2e-3, warmup_steps=100, final_fraction=0.02, weight_decay=0.01, clip_norm=0.5, ema_decay=0.99
         ),
         stages={"continuous": StageConfig(steps=0.25, quantise=False), "quantised": StageConfig(steps=0.75)},
-        training=TrainingConfig(steps=540, eval_every=540, checkpoint_every=270),
+        training=TrainingConfig(steps=560, eval_every=560, checkpoint_every=280),
     )
 
 
