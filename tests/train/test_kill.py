@@ -58,7 +58,7 @@ def being_saved(workdir):
     return directory.is_dir() and any(not path.name.isdigit() for path in directory.iterdir())
 
 
-@pytest.mark.parametrize(("family", "kills"), [("taae", 5), ("esc", 1)])
+@pytest.mark.parametrize(("family", "kills"), [("taae", 5), ("esc", 5)])
 def test_killed_again_and_again_and_still_the_same(corpus, tmp_path, family, kills):
     """Every second time in the middle of a save, else at random; AdamW, moments and averages included."""
     finish(launch(tmp_path / "whole", corpus, optimiser="adamw", family=family))
