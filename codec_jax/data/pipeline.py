@@ -1,6 +1,6 @@
 """From recordings to batches: random crops, loudness and polarity, the same on any number of hosts.
 
-source (one entry per crop length of every recording) -> shuffle -> repeat -> random crop -> shard and batch.
+source (one entry per crop length of every recording) -> shuffle -> repeat -> random crop -> a process's share, batched.
 All chance comes from Grain's generator for the place in the global stream: a saved position is all the state.
 """
 
@@ -39,42 +39,84 @@ def train_iterator(
     *,
     seed: int,
     crop_samples: int | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
+    places: Sequence[int] | None = None,
     labels: Labels | None = None,
 ) -> grain.DatasetIterator:
-    """Endless batches of a shard: "audio", float32 [batch_size / shard_count, channels, crop_samples], int32 "clip".
+    """Endless batches: "audio", float32 [batch, channels, crop_samples], int32 "clip", and int32 "place".
 
-    crop_samples: the length the model takes (None: config.crop_seconds). `get_state` and `set_state` continue
-    the stream exactly, also with another shard_count: shard i of n has items i, i + n, ... of a batch.
+    crop_samples: the length the model takes (None: config.crop_seconds). places: which clips of every batch of
+    config.batch_size are wanted, in this order (None: all); "place" repeats it. `get_state` and `set_state` continue
+    the stream exactly, also with other places or another batch size.
     An epoch visits a recording once per crop length it lasts, rounded up. config.prefetch counts crops.
-    labels: adds what is said in a crop, by its recording's transcript: "phones", int32 [batch_size / shard_count,
-    labels.most], padded; the audio stays the same.
-    Raises: UserError where there are no clips or the batch does not divide by the shards; from the iterator, where
-    a transcript cannot be used.
+    labels: adds what is said in a crop, by its recording's transcript: "phones", int32 [batch, labels.most], padded;
+    the audio stays the same.
+    Raises: UserError where there are no clips; from the iterator, where a transcript cannot be used.
     """
     samples = round(config.crop_seconds * sample_rate) if crop_samples is None else crop_samples
     if not clips:
         raise UserError("there are no recordings to train on; name a directory in --config.data.train")
     if samples < 1:
         raise UserError(f"data.crop_seconds is {config.crop_seconds}; give a positive length")
-    if config.batch_size < 1 or config.batch_size % shard_count:
-        raise UserError(f"data.batch_size is {config.batch_size}; give a multiple of the {shard_count} hosts")
+    if config.batch_size < 1:
+        raise UserError(f"data.batch_size is {config.batch_size}; give a positive number")
     crop = _Crop(tuple(clips), config, sample_rate, channels, samples, labels)
-    dataset = (
+    stream = (
         grain.MapDataset.source(_Passes([-(-crop.length(clip) // samples) for clip in clips]))
         .seed(seed)
         .shuffle()
         .repeat()
         .random_map(crop)
     )
-    elastic = grain.experimental.ElasticIterator(
-        dataset,
-        config.batch_size,
-        grain.sharding.ShardOptions(shard_index=shard_index, shard_count=shard_count),
-        read_options=_read_options(config, config.batch_size // shard_count),
-    )
-    return iter(elastic)  # Orbax knows what to do with this one, and not with `elastic` itself
+    return _Batches(stream, config, range(config.batch_size) if places is None else places)
+
+
+class _Batches(grain.DatasetIterator):
+    """Batches of a share of the crops. Its position counts crops of the whole stream: every share's is the same."""
+
+    def __init__(self, crops: grain.MapDataset, config: DataConfig, places: Sequence[int]):
+        super().__init__()
+        self._crops, self._config, self._places = crops, config, tuple(places)
+        self._next = 0
+        self._open: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._open is None:
+            share = _Share(self._crops[self._next :], self._config.batch_size, self._places)
+            batches = grain.MapDataset.source(share).batch(len(self._places), drop_remainder=True)
+            self._open = iter(batches.to_iter_dataset(read_options=_read_options(self._config, len(self._places))))
+        batch = next(self._open)
+        self._next += self._config.batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"global_next_index": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._next = state["global_next_index"]
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._open.close()
+        self._open = None
+
+
+class _Share:
+    """Random-access source of the crops at `places` of every `batch` of them; each is told its place."""
+
+    def __init__(self, crops: grain.MapDataset, batch: int, places: Sequence[int]):
+        self._crops, self._batch, self._places = crops, batch, places
+
+    def __len__(self) -> int:
+        return len(self._crops) // self._batch * len(self._places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, at = divmod(index, len(self._places))
+        place = self._places[at]
+        return {**self._crops[number * self._batch + place], "place": np.int32(place)}
+
+    def __repr__(self) -> str:
+        return f"_Share({list(self._places)} of {self._batch})"
 
 
 def _read_options(config: DataConfig, batch: int) -> grain.ReadOptions:

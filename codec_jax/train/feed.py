@@ -28,8 +28,8 @@ class Data(NamedTuple):
     spoken: list[np.ndarray]
 
 
-def open_data(experiment: Experiment) -> Data:
-    """Both sides of the corpus; every process reads its share of the global batch."""
+def open_data(experiment: Experiment, where: NamedSharding) -> Data:
+    """Both sides of the corpus; every process reads what its devices hold of a global batch sharded as `where`."""
     geometry = models.FAMILIES[experiment.family].geometry(experiment.codec)
     train_clips, valid_clips = corpus.corpora(experiment.data)
     labels = _labels(experiment, (*train_clips, *valid_clips))
@@ -40,8 +40,7 @@ def open_data(experiment: Experiment) -> Data:
         geometry.channels,
         seed=experiment.training.seed,
         crop_samples=experiment.crop_samples,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        places=local_places(where, experiment.data.batch_size),
         labels=labels,
     )
     held_out = pipeline.valid_clips(valid_clips, experiment.data, geometry.sample_rate, geometry.channels)
@@ -64,8 +63,13 @@ def _labels(experiment: Experiment, clips: Sequence[corpus.Clip]) -> Labels | No
     return Labels(phones, experiment.ctc.most, "ctc.most")
 
 
+def local_places(where: NamedSharding, batch: int) -> list[int]:
+    """Which clips of a global batch this process's devices hold: neighbours or not, and maybe other processes' too."""
+    held = (np.arange(batch)[index] for index in where.addressable_devices_indices_map((batch,)).values())
+    return sorted({int(place) for places in held for place in places})
+
+
 def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays from this process's share of the batch, which holds every process_count-th of its clips."""
-    share: dict[str, np.ndarray] = {name: np.asarray(batch[name]) for name in ("audio", "phones") if name in batch}
-    share["place"] = jax.process_index() + jax.process_count() * np.arange(len(batch["audio"]), dtype=np.int32)
+    """Global arrays from the clips that this process has read of every one."""
+    share = {name: np.asarray(batch[name]) for name in ("audio", "place", "phones") if name in batch}
     return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}

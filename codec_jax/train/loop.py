@@ -37,7 +37,7 @@ def run(experiment: Experiment, workdir: epath.PathLike) -> None:
     sharding.check_batch(mesh, experiment.data.batch_size // experiment.training.accumulate)
     check_workdir(experiment, workdir)
     with ledger.charge("init"):
-        data = feed.open_data(experiment)
+        data = feed.open_data(experiment, sharding.batch_sharding(mesh))
         workdir.mkdir(parents=True, exist_ok=True)
         write_config(experiment, workdir)
         checkpoints = Checkpoints(

@@ -88,8 +88,8 @@ def test_items_have_padded_phones_and_the_same_audio(clips):
     got, state = batches(clips, 4)
     assert state == plain_state
     for batch, without in zip(got, plain):
-        assert sorted(batch) == sorted(KEYS)
-        assert sorted(without) == ["audio", "clip"]
+        assert sorted(batch) == sorted([*KEYS, "place"])
+        assert sorted(without) == ["audio", "clip", "place"]
         assert np.array_equal(batch["audio"], without["audio"])
         assert batch["phones"].shape == (4, 40)
         assert batch["phones"].dtype == np.int32
@@ -130,10 +130,10 @@ def test_a_recording_that_takes_anothers_place_brings_its_own_phones(clips, tmp_
 
 def test_neither_hosts_nor_a_restart_change_a_label(clips):
     one, _ = batches(clips, 8)
-    two = [batches(clips, 8, shard_index=i, shard_count=2)[0] for i in range(2)]
-    for i, got in enumerate(two):
-        assert same(got, [{key: batch[key][i::2] for key in KEYS} for batch in one])
-    _, state = batches(clips, 3, shard_index=1, shard_count=2)
+    for places in ([0, 1], [2, 3]):
+        got, _ = batches(clips, 8, places=places)
+        assert same(got, [{key: batch[key][places] for key in KEYS} for batch in one])
+    _, state = batches(clips, 3, places=[2, 3])
     assert same(batches(clips, 5, state=state)[0], one[3:])
     alone = DataConfig(batch_size=4, crop_seconds=0.5, num_threads=0)
     assert same(batches(clips, 8, alone)[0], one)

@@ -84,14 +84,29 @@ def test_orbax_takes_the_iterator(clips, tmp_path):
     assert np.array_equal(next(again)["audio"], want)
 
 
-def test_host_count_changes_nothing(clips):
+@pytest.mark.parametrize("shares", [([0, 1], [2, 3]), ([0, 3], [1, 2]), ([0, 1, 2, 3], [0, 1, 2, 3])])
+def test_who_reads_changes_nothing(clips, shares):
+    """Also where a process's clips are no neighbours, and where two processes hold the same ones."""
     one, _ = batches(clips, 8)
-    two = [batches(clips, 5, shard_index=i, shard_count=2) for i in range(2)]
-    for i, (got, state) in enumerate(two):
-        assert got.shape == (5, 2, 1, 8000)
-        assert np.array_equal(got, one[:5, i::2])
+    two = [batches(clips, 5, places=places) for places in shares]
+    for places, (got, state) in zip(shares, two):
+        assert np.array_equal(got, one[:5, places])
         assert state == two[0][1]
     assert np.array_equal(batches(clips, 3, state=two[1][1])[0], one[5:])
+
+
+def test_a_clip_is_told_its_place(clips):
+    iterator = pipeline.train_iterator(clips, CONFIG, RATE, 1, seed=0, places=[1, 3])
+    assert [next(iterator)["place"].tolist() for _ in range(3)] == [[1, 3]] * 3
+    assert next(pipeline.train_iterator(clips, CONFIG, RATE, 1, seed=0))["place"].dtype == np.int32
+
+
+def test_another_batch_size_goes_on_where_the_last_one_stopped(clips):
+    whole, _ = batches(clips, 12)
+    _, state = batches(clips, 1)
+    larger = DataConfig(batch_size=6, crop_seconds=0.5, num_threads=2, prefetch=16)
+    rest = [batches(clips, 3, larger, state, places=places)[0] for places in ([0, 1, 2], [3, 4, 5])]
+    assert np.array_equal(np.concatenate(rest, 1).reshape(-1, 1, 8000), whole.reshape(-1, 1, 8000)[4:22])
 
 
 def test_an_epoch_visits_each_clip_once_per_crop_length(clips):
@@ -175,8 +190,8 @@ def test_a_file_that_fails_is_replaced_and_named_once(clips, tmp_path, caplog):
 
 
 def test_impossible_requests_say_so(clips):
-    with pytest.raises(UserError, match="multiple of the 3 hosts"):
-        batches(clips, 1, shard_count=3)
+    with pytest.raises(UserError, match="batch_size is 0"):
+        batches(clips, 1, DataConfig(batch_size=0))
     with pytest.raises(UserError, match="no recordings"):
         batches((), 1)
     with pytest.raises(UserError, match="crop_seconds"):

@@ -109,9 +109,11 @@ def test_saved_on_one_mesh_and_resumed_on_others(corpus, uninterrupted, tmp_path
     close(players(workdir), uninterrupted)
 
 
-def test_two_processes_are_one(corpus, tmp_path):
-    """Two processes of four devices over loopback, each reading half of every batch, are one process of eight.
+@pytest.mark.parametrize(("family", "mesh"), [("taae", (1, 8, 1)), ("esc", (1, 8, 1)), ("taae", (1, 1, 8))])
+def test_two_processes_are_one(corpus, tmp_path, family, mesh):
+    """Two processes of four devices over loopback are one process of eight; each reads what its devices hold.
 
+    With the tensor axis alone both hold every clip. ESC's codebooks are seeded and revived on the way.
     After six steps, two of warm-up and four of both players: after eighteen, one kind of CPU was 1.24e-6 apart, of
     1.08e-6 allowed.
     """
@@ -121,12 +123,12 @@ def test_two_processes_are_one(corpus, tmp_path):
     workdir = tmp_path / "run"
     joined = [
         launch(
-            workdir, corpus, 4, (1, 8, 1), steps=6,
+            workdir, corpus, 4, mesh, family=family, steps=6,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}", JAX_NUM_PROCESSES="2", JAX_PROCESS_ID=str(index),
         )
         for index in range(2)
     ]  # fmt: skip
     for process in joined:
         finish(process)
-    finish(launch(tmp_path / "one", corpus, 8, (1, 8, 1), steps=6))
+    finish(launch(tmp_path / "one", corpus, 8, mesh, family=family, steps=6))
     close(players(workdir, 6), players(tmp_path / "one", 6))
