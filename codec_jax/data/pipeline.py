@@ -50,7 +50,8 @@ def train_iterator(
     An epoch visits a recording once per crop length it lasts, rounded up. config.prefetch counts crops.
     labels: adds what is said in a crop, by its recording's transcript: "phones", int32 [batch, labels.most], padded;
     the audio stays the same.
-    Raises: UserError where there are no clips; from the iterator, where a transcript cannot be used.
+    Raises: UserError where there are no clips, or a batch or a crop of nothing; from the iterator, where a transcript
+    cannot be used.
     """
     samples = round(config.crop_seconds * sample_rate) if crop_samples is None else crop_samples
     if not clips:
@@ -77,14 +78,14 @@ class _Batches(grain.DatasetIterator):
         super().__init__()
         self._crops, self._config, self._places = crops, config, tuple(places)
         self._next = 0
-        self._open: grain.DatasetIterator | None = None
+        self._reader: grain.DatasetIterator | None = None
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self._open is None:
+        if self._reader is None:
             share = _Share(self._crops[self._next :], self._config.batch_size, self._places)
-            batches = grain.MapDataset.source(share).batch(len(self._places), drop_remainder=True)
-            self._open = iter(batches.to_iter_dataset(read_options=_read_options(self._config, len(self._places))))
-        batch = next(self._open)
+            batches = share.batch(len(self._places), drop_remainder=True)
+            self._reader = iter(batches.to_iter_dataset(read_options=_read_options(self._config, len(self._places))))
+        batch = next(self._reader)
         self._next += self._config.batch_size
         return batch
 
@@ -92,31 +93,35 @@ class _Batches(grain.DatasetIterator):
         return {"global_next_index": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
-        self.close()
+        self._stop_reading()
         self._next = state["global_next_index"]
 
     def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-        self._open = None
+        self._stop_reading()
+        super().close()
+
+    def _stop_reading(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = None
 
 
-class _Share:
-    """Random-access source of the crops at `places` of every `batch` of them; each is told its place."""
+class _Share(grain.MapDataset):
+    """The crops at `places` of every `batch` of them; each is told its place."""
 
     def __init__(self, crops: grain.MapDataset, batch: int, places: Sequence[int]):
-        self._crops, self._batch, self._places = crops, batch, places
+        super().__init__(crops)
+        self._batch, self._places = batch, places
 
     def __len__(self) -> int:
-        return len(self._crops) // self._batch * len(self._places)
+        return len(self._parent) // self._batch * len(self._places)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
         number, at = divmod(index, len(self._places))
         place = self._places[at]
-        return {**self._crops[number * self._batch + place], "place": np.int32(place)}
-
-    def __repr__(self) -> str:
-        return f"_Share({list(self._places)} of {self._batch})"
+        return {**self._parent[number * self._batch + place], "place": np.int32(place)}
 
 
 def _read_options(config: DataConfig, batch: int) -> grain.ReadOptions:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Sharding
 
 from codec_jax import models
 from codec_jax.data import corpus, pipeline
@@ -28,7 +28,7 @@ class Data(NamedTuple):
     spoken: list[np.ndarray]
 
 
-def open_data(experiment: Experiment, where: NamedSharding) -> Data:
+def open_data(experiment: Experiment, where: Sharding) -> Data:
     """Both sides of the corpus; every process reads what its devices hold of a global batch sharded as `where`."""
     geometry = models.FAMILIES[experiment.family].geometry(experiment.codec)
     train_clips, valid_clips = corpus.corpora(experiment.data)
@@ -63,13 +63,22 @@ def _labels(experiment: Experiment, clips: Sequence[corpus.Clip]) -> Labels | No
     return Labels(phones, experiment.ctc.most, "ctc.most")
 
 
-def local_places(where: NamedSharding, batch: int) -> list[int]:
-    """Which clips of a global batch this process's devices hold: neighbours or not, and maybe other processes' too."""
-    held = (np.arange(batch)[index] for index in where.addressable_devices_indices_map((batch,)).values())
+def local_places(where: Sharding, clips: int) -> list[int]:
+    """Which clips of a global batch this process's devices hold: neighbours or not, some maybe other processes' too."""
+    held = (np.arange(clips)[index] for index in where.addressable_devices_indices_map((clips,)).values())
     return sorted({int(place) for places in held for place in places})
 
 
-def on_devices(batch: dict[str, Any], where: NamedSharding) -> dict[str, jax.Array]:
-    """Global arrays from the clips that this process has read of every one."""
-    share = {name: np.asarray(batch[name]) for name in ("audio", "place", "phones") if name in batch}
-    return {name: jax.make_array_from_process_local_data(where, array) for name, array in share.items()}
+def on_devices(batch: dict[str, Any], where: Sharding, clips: int) -> dict[str, jax.Array]:
+    """Global arrays of `clips` clips from those that this process has read, `local_places`."""
+    read = np.asarray(batch["place"])
+
+    def placed(array: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(clips)
+            first = int(np.searchsorted(read, start))
+            return array[first : first + stop - start]
+
+        return jax.make_array_from_callback((clips, *array.shape[1:]), where, shard)
+
+    return {name: placed(np.asarray(batch[name])) for name in ("audio", "place", "phones") if name in batch}

@@ -117,11 +117,12 @@ def train_stage(run: Run, state: State, stage: stages.Stage, abstract: State, re
         _profile(rhythm.profile, number, run.workdir)
         with ledger.charge("data"):
             batch = next(run.data.batches)
+            fed = feed.on_devices(batch, where, run.experiment.data.batch_size)
         if stage.kmeans and number == stage.start + 1:
             with ledger.charge("init"), step.on_mesh(run.mesh):
-                state = codebooks.seed(run.experiment, stage, state, feed.on_devices(batch, where)["audio"])
+                state = codebooks.seed(run.experiment, stage, state, fed["audio"])
         with ledger.charge("compile" if number == first else "step"):
-            state, metrics = train_step(state, feed.on_devices(batch, where), number - 1)
+            state, metrics = train_step(state, fed, number - 1)
             if number == first:
                 jax.block_until_ready(metrics["loss"])
         usage = usage + metrics["usage"]
