@@ -47,7 +47,7 @@ def test_clips_come_to_lie_at_their_places(sizes):
 
 
 def test_a_process_that_holds_a_part_places_that_part(monkeypatch):
-    """Seen from the second of three processes, whose two devices hold neighbours of two others' clips."""
+    """Seen from a process whose devices hold clips 2 and 3, and 8 and 9."""
     shards = []
 
     def watched(shape, where, shard):
