@@ -99,12 +99,21 @@ def test_on_a_mesh(single):
 
 
 def test_the_head_learns_to_read():
-    """One batch by heart: the loss falls to a tenth, and what is read is what is written."""
+    """One batch by heart: the loss falls to a tenth, and what is read is what is written.
+
+    Of five seeds the worst read 0.02 with a loss of 0.007 of its start. Rounding alone, as another machine's, moves
+    such a figure: at a rate that does not fall, and 600 steps, it was anything from 0 to 0.21.
+    """
     config = experiment()
+    config = dataclasses.replace(
+        config,
+        optim=dataclasses.replace(config.optim, learning_rate=4e-3, schedule="cosine", final_fraction=0.01),
+        training=dataclasses.replace(config.training, steps=1000),
+    )
     mesh, stage, abstract, state = begin(config)
     train_step = step.make_train_step(config, stage, abstract, mesh)
     clips, losses = jax.device_put(batch(config), sharding.batch_sharding(mesh)), []
-    for _ in range(600):
+    for _ in range(config.training.steps):
         state, metrics = train_step(state, clips)
         losses.append(metrics["ctc"])
     assert losses[-1] < losses[0] / 10
