@@ -85,6 +85,15 @@ def open_model(
     return _open_saved(path)
 
 
+def read_config(source: epath.PathLike) -> tuple[str, Any]:
+    """Family and config of what `open_model` opens, of a run without reading a checkpoint. Raises UserError as it."""
+    path = epath.Path(source)
+    if (path / CHECKPOINTS).exists():
+        return experiment.codec_from_dict(storage.read_json(path / storage.CONFIG))
+    model = open_model(source)
+    return model.family, model.config
+
+
 def open_wavlm(source: epath.PathLike) -> tuple[WavLMConfig, layout.Tensors]:
     """Config and tensors of Hugging Face's `WavLMModel`, in a directory or by its id on the hub.
 

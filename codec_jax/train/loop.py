@@ -16,11 +16,23 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import chips, codebooks, cost, feed, health, sharding, stages, step, stopping, teachers, validation
+from codec_jax.train import (
+    chips,
+    codebooks,
+    cost,
+    feed,
+    health,
+    sharding,
+    stages,
+    step,
+    stopping,
+    teachers,
+    validation,
+    warm_start,
+)
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, HEAD, State, from_tree, to_tree
-from codec_jax.train.warm_start import warm_start
 
 SAMPLES = "samples"
 
@@ -36,6 +48,8 @@ def run(experiment: Experiment, workdir: epath.PathLike) -> None:
     mesh = sharding.make_mesh(experiment.mesh)
     sharding.check_batch(mesh, experiment.data.batch_size // experiment.training.accumulate)
     check_workdir(experiment, workdir)
+    if not (workdir / CONFIG).exists():
+        check_sources(experiment)
     with ledger.charge("init"):
         data = feed.open_data(experiment, sharding.batch_sharding(mesh))
         workdir.mkdir(parents=True, exist_ok=True)
@@ -228,7 +242,7 @@ def start(
     all_stages, newest = stages.resolve(experiment), checkpoints.latest_step
     if newest is None:
         abstract = step.abstract_state(experiment, all_stages[0], mesh)
-        return warm_start(experiment, step.init_state(experiment, all_stages[0], abstract), say), None
+        return warm_start.warm_start(experiment, step.init_state(experiment, all_stages[0], abstract), say), None
     if newest > experiment.training.steps:
         raise UserError(
             f"this run is already at step {newest}, beyond training.steps={experiment.training.steps}: raise it."
@@ -275,6 +289,12 @@ def check_workdir(experiment: Experiment, workdir: epath.Path) -> None:
             raise UserError(f"{workdir} holds a run of another model or bottleneck: give another --workdir.")
     elif workdir.exists() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run: give another --workdir.")
+
+
+def check_sources(experiment: Experiment) -> None:
+    """Raises UserError where weights that a new run begins with, or that a later stage listens to, do not fit it."""
+    warm_start.check(experiment)
+    teachers.check(experiment)
 
 
 def _geometry(experiment: Experiment) -> Geometry:

@@ -18,7 +18,7 @@ from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment
 from codec_jax.models import wavlm
 from codec_jax.models.wavlm import WavLMConfig
-from codec_jax.train import sharding
+from codec_jax.train import sharding, stages
 from codec_jax.train.objective import Listener
 from codec_jax.train.stages import Stage
 
@@ -50,11 +50,21 @@ def load(experiment: Experiment, stage: Stage, mesh: Mesh) -> Teachers:
     wanted = abstract(experiment, stage, mesh)
     if not wanted:
         return {}
+    return {WAVLM: jax.tree.map(sharding.place, _opened(experiment), wanted[WAVLM])}
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError as `load` would in any of the stages. Fetches what is on a hub, and reads no weights."""
+    if any(stage.losses.perceptual for stage in stages.resolve(experiment)):
+        _opened(experiment)
+
+
+def _opened(experiment: Experiment) -> Any:
+    """Variables of the listener, as far as it is listened to; its tensors are read when they are asked for."""
     config = experiment.perceptual
     cfg, tensors = sources.open_wavlm(config.weights)
     _check_same(config.weights, cfg, config.model)
-    variables = convert.from_torch(tensors, cfg, max(config.layers))
-    return {WAVLM: jax.tree.map(sharding.place, variables, wanted[WAVLM])}
+    return convert.from_torch(tensors, cfg, max(config.layers))
 
 
 def listener(experiment: Experiment, teachers: Teachers) -> Listener | None:

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 from etils import epath
 
-from codec_jax import checkpoint, sources, storage
+from codec_jax import checkpoint, models, sources, storage
 from codec_jax.convert import layout
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment
@@ -15,6 +16,15 @@ from codec_jax.train import sharding
 from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State
 
 PyTree = Any
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError where `init_from` is of another family or size, from its config alone."""
+    if experiment.init_from is None:
+        return
+    family, cfg = sources.read_config(experiment.init_from)
+    _check_family(experiment, family)
+    _check_sizes(_parameters(family, cfg), _parameters(family, experiment.codec), experiment.init_from)
 
 
 def warm_start(experiment: Experiment, state: State, say: Callable[[str], None]) -> State:
@@ -27,10 +37,7 @@ def warm_start(experiment: Experiment, state: State, say: Callable[[str], None])
     if source is None:
         return state
     model = sources.open_model(source)
-    if model.family != experiment.family:
-        raise UserError(
-            f"init_from={source} is {_article(model.family)}, and this run trains {_article(experiment.family)}."
-        )
+    _check_family(experiment, model.family)
     found = layout.materialise(model.variables)
     players = {**state.players, CODEC: _replaced(state.players[CODEC], found["params"], source)}
     restored = [CODEC]
@@ -63,13 +70,27 @@ def _replaced(player: Player, params: PyTree, source: str) -> Player:
 
 def _placed(found: PyTree, wanted: PyTree, source: str) -> PyTree:
     """Arrays of the source as those of the state are placed. Raises UserError naming the first that does not fit."""
+    _check_sizes(found, wanted, source)
+    return jax.tree.map(sharding.place, found, wanted)
+
+
+def _check_sizes(found: PyTree, wanted: PyTree, source: str) -> None:
     theirs, ours = storage.flatten(found), storage.flatten(wanted)
     for name in sorted(theirs.keys() | ours.keys()):
         shapes = [tuple(tree[name].shape) if name in tree else "not there" for tree in (theirs, ours)]
         if shapes[0] != shapes[1]:
             raise UserError(f"init_from={source} is of another size: its {name} is {shapes[0]}, and here {shapes[1]}.")
 
-    return jax.tree.map(sharding.place, found, wanted)
+
+def _parameters(family: str, cfg: Any) -> PyTree:
+    """Shapes of a codec's."""
+    return nn.unbox(jax.eval_shape(lambda: models.FAMILIES[family].init(cfg, jax.random.key(0))))["params"]
+
+
+def _check_family(experiment: Experiment, found: str) -> None:
+    if found != experiment.family:
+        source = experiment.init_from
+        raise UserError(f"init_from={source} is {_article(found)}, and this run trains {_article(experiment.family)}.")
 
 
 def _article(family: str) -> str:

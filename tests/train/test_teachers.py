@@ -16,7 +16,7 @@ from codec_jax import checkpoint
 from codec_jax.codec import Codec
 from codec_jax.convert import wavlm as convert
 from codec_jax.errors import UserError
-from codec_jax.experiment import LossConfig, MeshConfig, PerceptualConfig, from_dict, to_dict
+from codec_jax.experiment import LossConfig, MeshConfig, PerceptualConfig, StageConfig, from_dict, to_dict
 from codec_jax.models.taae import BottleneckConfig
 from codec_jax.train import cost, loop, plan, sharding, stages, step, teachers
 from codec_jax.train.state import CODEC
@@ -215,3 +215,21 @@ def test_a_codec_of_another_family_or_size_is_no_beginning(tmp_path):
         with pytest.raises(UserError, match=says):
             loop.start(config, mesh, checkpoints, None, print)
     checkpoints.close()
+
+
+def test_nothing_is_written_for_weights_that_do_not_fit(weights, corpus, tmp_path):
+    """Neither of a codec to begin with, nor of a listener that only a later stage has."""
+    Codec("esc", tiny_esc.CONFIG, tiny_esc.variables()).save(tmp_path / "esc")
+    tiny.codec().save(tmp_path / "deeper")
+    config = training(weights, corpus)
+    wider = dataclasses.replace(config.perceptual, model=dataclasses.replace(config.perceptual.model, width=32))
+    later = {"alone": StageConfig(losses=LossConfig()), "listened_to": StageConfig(losses=config.losses)}
+    for fields, says in (
+        ({"init_from": str(tmp_path / "esc")}, "is an ESC, and this run trains a TAAE"),
+        ({"init_from": str(tmp_path / "deeper")}, "of another size"),
+        ({"perceptual": wider}, "its width is 16, not 32"),
+        ({"perceptual": wider, "stages": later}, "its width is 16, not 32"),
+    ):
+        with pytest.raises(UserError, match=says):
+            loop.run(dataclasses.replace(config, **fields), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
