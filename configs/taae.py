@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from codec_jax.experiment import (
+    CTCConfig,
     DataConfig,
     Experiment,
     LossConfig,
@@ -200,9 +201,10 @@ def small_ctc() -> Experiment:
         model=dataclasses.replace(plain.model, unroll=True),
         data=DataConfig(batch_size=8, crop_seconds=2.0),
         losses=LossConfig(mel=1.0, ctc=5.0),
-        optim=OptimConfig(learning_rate=1e-3, warmup_steps=100, final_fraction=0.01, ema_decay=0.99),
+        ctc=CTCConfig(hidden=1024),
+        optim=OptimConfig(learning_rate=5e-4, warmup_steps=100, final_fraction=0.01, ema_decay=0.99),
         stages={},
-        training=TrainingConfig(steps=2_000, log_every=20, eval_every=250, checkpoint_every=250),
+        training=TrainingConfig(steps=4_500, log_every=20, eval_every=250, checkpoint_every=250),
     )
 
 
