@@ -16,23 +16,11 @@ from codec_jax.experiment import Experiment, codec_from_dict, to_dict, to_json
 from codec_jax.models.protocol import Geometry
 from codec_jax.sources import CHECKPOINTS
 from codec_jax.storage import CONFIG, read_json
-from codec_jax.train import (
-    chips,
-    codebooks,
-    cost,
-    feed,
-    health,
-    sharding,
-    stages,
-    step,
-    stopping,
-    teachers,
-    validation,
-    warm_start,
-)
+from codec_jax.train import chips, codebooks, cost, feed, health, sharding, stages, step, stopping, teachers, validation
 from codec_jax.train.ledger import Ledger
 from codec_jax.train.logging import TENSORBOARD, MetricsWriter, Progress
 from codec_jax.train.state import CODEC, HEAD, State, from_tree, to_tree
+from codec_jax.train.warm_start import check_init_from, warm_start
 
 SAMPLES = "samples"
 
@@ -242,7 +230,7 @@ def start(
     all_stages, newest = stages.resolve(experiment), checkpoints.latest_step
     if newest is None:
         abstract = step.abstract_state(experiment, all_stages[0], mesh)
-        return warm_start.warm_start(experiment, step.init_state(experiment, all_stages[0], abstract), say), None
+        return warm_start(experiment, step.init_state(experiment, all_stages[0], abstract), say), None
     if newest > experiment.training.steps:
         raise UserError(
             f"this run is already at step {newest}, beyond training.steps={experiment.training.steps}: raise it."
@@ -293,7 +281,7 @@ def check_workdir(experiment: Experiment, workdir: epath.Path) -> None:
 
 def check_sources(experiment: Experiment) -> None:
     """Raises UserError where weights that a new run begins with, or that a later stage listens to, do not fit it."""
-    warm_start.check(experiment)
+    check_init_from(experiment)
     teachers.check(experiment)
 
 

@@ -18,7 +18,7 @@ from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State
 PyTree = Any
 
 
-def check(experiment: Experiment) -> None:
+def check_init_from(experiment: Experiment) -> None:
     """Raises UserError where `init_from` is of another family or size, from its config alone."""
     if experiment.init_from is None:
         return
