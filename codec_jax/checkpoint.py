@@ -91,25 +91,41 @@ def restore_subtree(
     Also the step. Raises UserError where the directory holds no complete checkpoint, or not the one asked for.
     """
     with ocp.training.Checkpointer(_absolute(directory)) as checkpointer:
-        steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
-        if not steps:
-            raise UserError(f"{directory} holds no complete checkpoint yet.")
-        step = max(steps) if step is None else step
-        if step not in steps:
-            raise UserError(f"{directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}.")
-        tree = checkpointer.checkpointables_metadata(step).metadata[_STATE]
-        wanted: PyTree = tree
-        for key in path:
-            if not isinstance(wanted, dict) or not wanted.get(key):
-                return None, step
-            wanted = wanted[key]
+        tree, step = _saved_tree(checkpointer, directory, step)
+        wanted = _branch(tree, path)
+        if wanted is None:
+            return None, step
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding), wanted)
         loaded = checkpointer.load_checkpointables(step, {_STATE: _only(tree, path, abstract)})
-    wanted = loaded[_STATE]
+    return _branch(loaded[_STATE], path), step
+
+
+def subtree_shapes(directory: epath.PathLike, path: tuple[str, ...]) -> PyTree | None:
+    """What `restore_subtree` would give of the newest checkpoint, as shapes and dtypes; no array is read."""
+    with ocp.training.Checkpointer(_absolute(directory)) as checkpointer:
+        found = _branch(_saved_tree(checkpointer, directory, None)[0], path)
+    return found and jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), found)
+
+
+def _saved_tree(checkpointer: Any, directory: epath.PathLike, step: int | None) -> tuple[PyTree, int]:
+    """Orbax's metadata of the state of a step, and the step. Raises UserError as `restore_subtree`."""
+    steps = [checkpoint.step for checkpoint in checkpointer.checkpoints]
+    if not steps:
+        raise UserError(f"{directory} holds no complete checkpoint yet.")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise UserError(f"{directory} has no checkpoint of step {step}: it has {', '.join(map(str, steps))}.")
+    return checkpointer.checkpointables_metadata(step).metadata[_STATE], step
+
+
+def _branch(tree: PyTree, path: tuple[str, ...]) -> PyTree | None:
+    """The subtree at `path`, None where there is none or nothing in it."""
     for key in path:
-        wanted = wanted[key]
-    return wanted, step
+        if not isinstance(tree, dict) or not tree.get(key):
+            return None
+        tree = tree[key]
+    return tree
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:

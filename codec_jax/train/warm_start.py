@@ -12,19 +12,26 @@ from codec_jax import checkpoint, models, sources, storage
 from codec_jax.convert import layout
 from codec_jax.errors import UserError
 from codec_jax.experiment import Experiment
-from codec_jax.train import sharding
-from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State
+from codec_jax.train import sharding, stages
+from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State, init
 
 PyTree = Any
+_OTHERS = {DISCRIMINATOR, HEAD}  # players that a run may have beside its codec
 
 
 def check_init_from(experiment: Experiment) -> None:
-    """Raises UserError where `init_from` is of another family or size, from its config alone."""
-    if experiment.init_from is None:
+    """Raises UserError where `init_from` is of another family or size, the codec or another player; reads no array."""
+    source = experiment.init_from
+    if source is None:
         return
-    family, cfg = sources.read_config(experiment.init_from)
+    family, cfg = sources.read_config(source)
     _check_family(experiment, family)
-    _check_sizes(_parameters(family, cfg), _parameters(family, experiment.codec), experiment.init_from)
+    _check_sizes(_parameters(family, cfg), _parameters(family, experiment.codec), source)
+    players = jax.eval_shape(lambda: nn.unbox(init(experiment, stages.resolve(experiment)[0]))).players
+    for name in sorted(_OTHERS & players.keys()):
+        found = _of_run(checkpoint.subtree_shapes, source, name)
+        if found is not None:
+            _check_sizes(found, players[name].params, source)
 
 
 def warm_start(experiment: Experiment, state: State, say: Callable[[str], None]) -> State:
@@ -44,8 +51,8 @@ def warm_start(experiment: Experiment, state: State, say: Callable[[str], None])
     batch_stats = state.batch_stats
     if batch_stats:
         batch_stats = _placed(found[storage.STATISTICS], batch_stats, source)
-    for name in (DISCRIMINATOR, HEAD):
-        params = _other_player(source, name) if name in players else None
+    for name in sorted(_OTHERS & players.keys()):
+        params = _of_run(lambda *where: checkpoint.restore_subtree(*where)[0], source, name)
         if params is not None:
             players[name] = _replaced(players[name], params, source)
             restored.append(name)
@@ -55,12 +62,10 @@ def warm_start(experiment: Experiment, state: State, say: Callable[[str], None])
     return dataclasses.replace(state, players=players, batch_stats=batch_stats)
 
 
-def _other_player(source: str, name: str) -> PyTree | None:
-    """Parameters of a run's other player; None where the source is no run or has none."""
+def _of_run(read: Callable[[epath.Path, tuple[str, ...]], Any], source: str, name: str) -> Any:
+    """What `read` finds of a player's parameters in the checkpoints of a run; None where the source is no run."""
     directory = epath.Path(source) / sources.CHECKPOINTS
-    if not directory.exists():
-        return None
-    return checkpoint.restore_subtree(directory, ("players", name, "params"))[0]
+    return read(directory, ("players", name, "params")) if directory.exists() else None
 
 
 def _replaced(player: Player, params: PyTree, source: str) -> Player:

@@ -183,6 +183,13 @@ def test_a_run_begins_with_another_ones_head(spoken, trained, tmp_path):
     assert said == [f"from {trained} (ema weights): codec and phone_head; fresh: moments, step count"]
 
 
+def test_nothing_is_written_for_a_head_of_another_width(spoken, trained, tmp_path):
+    going_on = dataclasses.replace(on_files(spoken), init_from=str(trained))
+    with pytest.raises(UserError, match=r"of another size: its .* is .*, and here"):
+        loop.run(tiny.changed(going_on, ctc=dataclasses.replace(going_on.ctc, hidden=2 * HIDDEN)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_its_work_is_counted():
     config = experiment()
     costs = cost.step_flops(config, stages.resolve(config)[0])
