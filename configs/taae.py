@@ -61,24 +61,24 @@ def small() -> Experiment:
 
 
 def small_adversarial() -> Experiment:
-    """The paper's recipe at a size that two CPU cores can watch: the short patches of nano, half-second windows."""
-    plain = nano()
-    judged = dataclasses.replace(plain.losses, adversarial=0.1, feature_matching=5.0)
+    """The paper's recipe where two CPU cores can watch it: `small`, judged in half-second windows."""
+    plain, losses = small(), LossConfig(mel=1.0)
+    judged = dataclasses.replace(losses, adversarial=0.1, feature_matching=5.0)
+    optim = OptimConfig(learning_rate=1e-3, schedule="wsd", warmup_steps=100, ema_decay=0.999)
+    slower = dataclasses.replace(optim, learning_rate=5e-4, schedule="constant", warmup_steps=50)
     return dataclasses.replace(
         plain,
-        model=TAAEConfig(patch_size=40, channels=256, transformer_depths=(2, 4), sliding_window=(15, 16), unroll=True),
-        discriminator=DiscriminatorConfig(filters=8, stride=(1, 2)),
-        optim=dataclasses.replace(plain.optim, learning_rate=1e-3, schedule="wsd", warmup_steps=200),
+        model=dataclasses.replace(plain.model, unroll=True),
+        data=DataConfig(batch_size=6, crop_seconds=2.0),
+        losses=losses,
+        discriminator=dataclasses.replace(plain.discriminator, filters=8),
+        discriminator_seconds=0.5,
+        optim=optim,
         stages={
-            "reconstruction": StageConfig(steps=1000.0),
-            "adversarial": StageConfig(
-                steps=1200.0,
-                losses=judged,
-                discriminate=True,
-                optim=dataclasses.replace(plain.optim, learning_rate=3e-4, schedule="constant", warmup_steps=50),
-            ),
+            "reconstruction": StageConfig(steps=1200.0),
+            "adversarial": StageConfig(steps=1020.0, losses=judged, discriminate=True, optim=slower),
         },
-        training=TrainingConfig(steps=2_200, log_every=20, eval_every=550, checkpoint_every=275),
+        training=TrainingConfig(steps=2_220, log_every=20, eval_every=600, checkpoint_every=300),
     )
 
 
