@@ -122,10 +122,8 @@ def _saved_tree(checkpointer: Any, directory: epath.PathLike, step: int | None) 
 def _branch(tree: PyTree, path: tuple[str, ...]) -> PyTree | None:
     """The subtree at `path`, None where there is none or nothing in it."""
     for key in path:
-        if not isinstance(tree, dict) or not tree.get(key):
-            return None
-        tree = tree[key]
-    return tree
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return None if isinstance(tree, dict) and not tree else tree
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
