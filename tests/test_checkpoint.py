@@ -34,7 +34,10 @@ def test_the_last_ones_are_kept_with_their_metadata(tmp_path):
         weights, found = checkpoint.restore_subtree(tmp_path / "c", ("params", "w"), asked)
         assert found == step
         np.testing.assert_array_equal(weights, np.arange(4.0) + step)
-    assert checkpoint.restore_subtree(tmp_path / "c", ("ema", "w"))[0] is None
+    assert checkpoint.subtree_shapes(tmp_path / "c", ("params", "w")).shape == (4,)
+    for path in (("ema", "w"), ("none",), ("params", "w", "deeper")):
+        assert checkpoint.restore_subtree(tmp_path / "c", path)[0] is None
+        assert checkpoint.subtree_shapes(tmp_path / "c", path) is None
     with pytest.raises(UserError, match="no checkpoint of step 1: it has 2, 3"):
         checkpoint.restore_subtree(tmp_path / "c", ("params", "w"), 1)
 

@@ -16,7 +16,7 @@ from codec_jax.train import sharding, stages
 from codec_jax.train.state import CODEC, DISCRIMINATOR, HEAD, Player, State, init
 
 PyTree = Any
-_OTHERS = {DISCRIMINATOR, HEAD}  # players that a run may have beside its codec
+_OTHERS = (DISCRIMINATOR, HEAD)  # players that a run may have beside its codec
 
 
 def check_init_from(experiment: Experiment) -> None:
@@ -28,7 +28,7 @@ def check_init_from(experiment: Experiment) -> None:
     _check_family(experiment, family)
     _check_sizes(_parameters(family, cfg), _parameters(family, experiment.codec), source)
     players = jax.eval_shape(lambda: nn.unbox(init(experiment, stages.resolve(experiment)[0]))).players
-    for name in sorted(_OTHERS & players.keys()):
+    for name in filter(players.__contains__, _OTHERS):
         found = _of_run(checkpoint.subtree_shapes, source, name)
         if found is not None:
             _check_sizes(found, players[name].params, source)
@@ -51,7 +51,7 @@ def warm_start(experiment: Experiment, state: State, say: Callable[[str], None])
     batch_stats = state.batch_stats
     if batch_stats:
         batch_stats = _placed(found[storage.STATISTICS], batch_stats, source)
-    for name in sorted(_OTHERS & players.keys()):
+    for name in filter(players.__contains__, _OTHERS):
         params = _of_run(lambda *where: checkpoint.restore_subtree(*where)[0], source, name)
         if params is not None:
             players[name] = _replaced(players[name], params, source)
